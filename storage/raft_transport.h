@@ -1,0 +1,33 @@
+/* Raft frames over gRPC: one client stream per peer, reopened 200 ms after it breaks, with a bounded queue; and the service that receives them.
+ * Thread: any. */
+#ifndef COVEY_STORAGE_RAFT_TRANSPORT_H
+#define COVEY_STORAGE_RAFT_TRANSPORT_H
+
+#include "proto/rpc/rpc.h"
+#include "raft_node.h"
+
+struct raft_transport;
+
+struct raft_transport_config {
+    uint64_t id;            /* this member */
+    const char *cluster_id; /* copied */
+    uint64_t epoch;
+    void *ud;
+    /* A channel to the peer (a reference passes to the caller), NULL while its address is unknown. Any thread. */
+    struct rpc_channel *(*channel)(void *ud, uint64_t peer);
+    /* A frame arrived from a peer that is authenticated as that member. Any thread. */
+    void (*receive)(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame);
+    /* Whether the caller (a member's certificate) may speak as `peer`. */
+    bool (*is_peer)(void *ud, const struct caller *caller, uint64_t peer);
+};
+
+/* Binds the service covey.internal.v1.Raft on first use (once per process; only one transport lives at a time). */
+struct raft_transport *raft_transport_create(const struct raft_transport_config *config);
+void raft_transport_send(struct raft_transport *transport, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame);
+/* Closes the stream to a peer (removed, or its address changed): the next send opens a new one. */
+void raft_transport_reset(struct raft_transport *transport, uint64_t peer);
+void raft_transport_destroy(struct raft_transport *transport);
+/* Must be called once before any server listens. */
+void raft_transport_bind(void);
+
+#endif
