@@ -3,7 +3,7 @@
  * JSON rules (spec/api.md 1.10): names are LXD's; 64-bit integers are JSON numbers; bytes are base64; enums are numbers out, number or name in;
  * Timestamp is RFC 3339 ("0001-01-01T00:00:00Z" when unset, and that text or null or "" reads as unset); Struct/Value/ListValue are plain JSON
  * (integral numbers are written without a fraction); maps are objects sorted by key; every field is written unless (covey.v1.field).omit_empty,
- * an unset message field is null, unset json_list is null, `optional` scalars that are not set are left out; a field with
+ * a json_list message (exactly one field, repeated or map) is that field's array or object itself; an unset message field is null, unset json_list is null, `optional` scalars that are not set are left out; a field with
  * (covey.v1.field).header is neither written nor read. Reading: unknown keys are ignored, null = unset for every type, a string where a
  * number is wanted is refused with the field's name, duplicate keys: the last wins. Thread: any. */
 #ifndef COVEY_RPC_CODEC_H
