@@ -42,7 +42,9 @@ struct buf {
 void buf_add(struct buf *buf, const void *data, size_t len);
 void buf_puts(struct buf *buf, const char *s);
 void buf_printf(struct buf *buf, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void buf_json_string(struct buf *buf, const char *s); /* quoted and escaped as JSON (not HTML-escaped) */
+void buf_json_string(struct buf *buf, const char *s); /* quoted and escaped as JSON (not HTML-escaped); invalid UTF-8 becomes U+FFFD */
+char *buf_grow(struct buf *buf, size_t len);          /* len more bytes, not initialised, counted as added; where to write them */
+void buf_base64(struct buf *buf, const void *data, size_t len);
 char *buf_take(struct buf *buf);                      /* the data ("" if empty) becomes the caller's, the buffer is empty again */
 void buf_free(struct buf *buf);
 
@@ -81,6 +83,9 @@ int64_t time_unix_ns(void); /* wall clock: for records and display only */
 int64_t time_mono_ms(void); /* monotonic: for every timeout and decision */
 void time_rfc3339(int64_t unix_ns, char *out, size_t size);      /* UTC, nanoseconds without trailing zeros, "2026-11-21T08:41:04.99Z"; size >= 40 */
 int time_parse_rfc3339(const char *text, int64_t *unix_ns);      /* 0 or -1 */
+/* The same for every year from 1 to 9999 (64-bit nanoseconds hold 1677 to 2262 only). */
+void time_rfc3339_parts(int64_t seconds, int32_t nanos, char *out, size_t size);
+int time_parse_rfc3339_parts(const char *text, int64_t *seconds, int32_t *nanos);
 
 /* ---- random, ids, hashes ---- */
 void random_bytes(void *out, size_t len);

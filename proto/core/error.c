@@ -1,5 +1,6 @@
 /* Status names, HTTP codes and the error value. Pure; thread: any; nothing here can fail. */
 #include "error.h"
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -50,6 +51,42 @@ int error_prefix(struct error *err, const char *fmt, ...)
     return err->code;
 }
 
+static enum status errno_status(int errnum)
+{
+    switch (errnum) {
+    case ENOENT:
+        return STATUS_NOT_FOUND;
+    case EEXIST:
+        return STATUS_ALREADY_EXISTS;
+    case EACCES:
+    case EPERM:
+    case EROFS:
+        return STATUS_PERMISSION_DENIED;
+    case ENOSPC:
+    case EDQUOT:
+    case EMFILE:
+    case ENFILE:
+    case EAGAIN:
+        return STATUS_RESOURCE_EXHAUSTED;
+    case ENAMETOOLONG:
+    case EINVAL:
+        return STATUS_INVALID_ARGUMENT;
+    default:
+        return STATUS_INTERNAL;
+    }
+}
+
+int error_errno(struct error *err, int errnum, const char *fmt, ...)
+{
+    char text[ERROR_TEXT_MAX], reason[128];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    const char *said = strerror_r(errnum, reason, sizeof(reason)); /* the GNU form: returns the text, thread-safe */
+    return error_set(err, errno_status(errnum), "%s: %s", text, said);
+}
+
 int error_not_leader(struct error *err, uint64_t leader)
 {
     error_set(err, STATUS_UNAVAILABLE, leader ? "this member is not the leader" : "no leader is known");
@@ -65,7 +102,7 @@ static const struct {
     int http;
 } statuses[] = {
     [STATUS_OK] = {"OK", 200},
-    [STATUS_CANCELLED] = {"CANCELLED", 499},
+    [STATUS_CANCELLED] = {"CANCELLED", 500},
     [STATUS_UNKNOWN] = {"UNKNOWN", 500},
     [STATUS_INVALID_ARGUMENT] = {"INVALID_ARGUMENT", 400},
     [STATUS_DEADLINE_EXCEEDED] = {"DEADLINE_EXCEEDED", 503},

@@ -45,6 +45,10 @@ struct error {
 int error_set(struct error *err, enum status code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 int error_vset(struct error *err, enum status code, const char *fmt, va_list args) __attribute__((format(printf, 3, 0)));
 
+/* Sets "text: reason" for a system error: ENOENT gives STATUS_NOT_FOUND, EEXIST ALREADY_EXISTS, EACCES and kin PERMISSION_DENIED, lack of space or
+ * descriptors RESOURCE_EXHAUSTED, others INTERNAL. */
+int error_errno(struct error *err, int errnum, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
 /* Puts "prefix: " before the text, keeps code and facts; returns the code. */
 int error_prefix(struct error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

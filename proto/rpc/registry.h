@@ -34,11 +34,24 @@ struct method {
     unsigned index;      /* dense, 0-based: for per-method tables */
 };
 
+enum message_kind { /* messages whose JSON form is not an object of their fields */
+    MESSAGE_PLAIN,
+    MESSAGE_TIMESTAMP,
+    MESSAGE_DURATION,
+    MESSAGE_STRUCT,
+    MESSAGE_VALUE,
+    MESSAGE_LIST_VALUE,
+    MESSAGE_FIELD_MASK,
+    MESSAGE_WRAPPER, /* google.protobuf.StringValue and its kin */
+};
+
 struct message_info { /* per message type */
     const ProtobufCMessageDescriptor *descriptor;
     const struct field_info *fields; /* same order and count as descriptor->fields */
     bool json_list;
     bool map_entry;
+    bool has_maps; /* it, or a message below it, holds a map */
+    enum message_kind kind;
     const char *comment;
 };
 
