@@ -1,0 +1,25 @@
+# covey_host: the agent of a member's host, linked into coveyd. covey-instance: the helper that it spawns.
+file(GLOB host_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/*.c)
+if(host_sources)
+  add_library(covey_host STATIC ${host_sources})
+  target_link_libraries(covey_host PUBLIC covey_rpc covey_core PkgConfig::YAML PkgConfig::JANSSON)
+endif()
+
+set(helper_dir "${PROJECT_SOURCE_DIR}/server/instance-helper")
+file(GLOB helper_sources CONFIGURE_DEPENDS ${helper_dir}/*.c)
+if(helper_sources)
+  # Never gRPC here: this program forks.
+  add_executable(covey-instance ${helper_sources})
+  target_link_libraries(covey-instance PRIVATE covey_core PkgConfig::LXC PkgConfig::ARCHIVE PkgConfig::JANSSON)
+  set_target_properties(covey-instance PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/libexec/covey")
+  install(TARGETS covey-instance RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/covey)
+endif()
+
+file(GLOB host_tests CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/unit/host/*_test.c")
+foreach(test ${host_tests})
+  get_filename_component(noun "${test}" NAME)
+  string(REGEX REPLACE "_test\\.c$" "" noun "${noun}")
+  covey_unit_test(host/${noun} covey_host)
+  add_dependencies(test_host_${noun} covey-instance)
+  set_tests_properties(host/${noun} PROPERTIES ENVIRONMENT "COVEY_LIBEXEC=${PROJECT_BINARY_DIR}/libexec/covey;COVEY_SOURCE=${PROJECT_SOURCE_DIR}")
+endforeach()
