@@ -1,0 +1,131 @@
+"""Runs tests one after another and reports: `ok NAME SECONDS`, `skip NAME: WHY` or `FAIL NAME SECONDS` with the end of its output.
+
+Usage: runner.py BUILD_FOLDER [PREFIX…]. Called by tests/run, which builds first. Names are unit/<folder>/<noun> (ctest),
+cluster/<test> and compat/<test>. Each test has its own process, time limit and folder; what it leaves behind is removed by its id.
+Exit 0 only if at least one test passed and none failed.
+"""
+import glob
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "cluster"))
+import leftovers  # noqa: E402
+
+UNIT_SECONDS = 180
+OUTPUT_TAIL_LINES = 80
+SLOWER = {"asan": 4, "tsan": 8}  # time limits of instrumented builds, as a factor
+
+
+def unit_tests(build):
+    """(name, seconds, command) of what ctest knows."""
+    import json
+    listing = subprocess.run(["ctest", "--test-dir", build, "--show-only=json-v1"], capture_output=True, text=True, check=False)
+    if listing.returncode:
+        sys.exit(f"runner: ctest cannot list the unit tests:\n{listing.stdout}{listing.stderr}")
+    tests = []
+    for one in json.loads(listing.stdout)["tests"]:
+        folder = next((item["value"] for item in one.get("properties", []) if item["name"] == "WORKING_DIRECTORY"), build)
+        seconds = next((item["value"] for item in one.get("properties", []) if item["name"] == "TIMEOUT"), UNIT_SECONDS)
+        command = one.get("command")  # absent: the program was not built, which the run then reports
+        tests.append((f"unit/{one['name']}", seconds, command or ["/nonexistent/not-built"], folder))
+    return tests
+
+
+def scenario_tests(folder):
+    tests = []
+    for path in sorted(glob.glob(os.path.join(HERE, folder, "*.py"))):
+        if os.path.basename(path) in ("harness.py", "rest.py", "leftovers.py"):
+            continue
+        listing = subprocess.run([sys.executable, path, "--list"], capture_output=True, text=True, check=False,
+                                 env=environment(), timeout=60)
+        if listing.returncode:
+            tests.append((f"{folder}/{os.path.basename(path)[:-3]}", 10, [sys.executable, path, "--list"], HERE))
+            continue
+        for line in listing.stdout.splitlines():
+            name, seconds = line.split()
+            tests.append((f"{folder}/{name}", float(seconds), [sys.executable, path, name], HERE))
+    return tests
+
+
+def environment(**more):
+    path = os.path.join(HERE, "cluster")
+    return dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", **more)
+
+
+def run(name, seconds, command, folder):
+    """Runs one test; returns (exit code or None after the time limit, output, seconds, what it left behind)."""
+    test_id = f"coveytest-{os.getpid()}-{os.urandom(4).hex()}"
+    record = tempfile.NamedTemporaryFile(prefix=f"{test_id}-record", delete=False).name
+    started = time.monotonic()
+    code, left = None, []
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                       start_new_session=True, env=environment(COVEY_TEST_ID=test_id, COVEY_TEST_RECORD=record))
+        except OSError as error:
+            os.unlink(record)
+            return 127, f"cannot run {command[0]}: {error}\n", 0, []
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+        finally:
+            spent = time.monotonic() - started
+            left = leftovers.clean(test_id, record, keep=True)
+            os.unlink(record)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    return code, text, spent, left
+
+
+def main():
+    build, prefixes = sys.argv[1], sys.argv[2:] or [""]
+    factor = SLOWER.get(os.path.basename(build), 1)
+    tests = []
+    if any(prefix.startswith("unit") or "unit/".startswith(prefix) for prefix in prefixes):
+        tests += unit_tests(build)
+    for folder in ("cluster", "compat"):
+        if any(prefix.startswith(folder) or folder.startswith(prefix.rstrip("/")) for prefix in prefixes):
+            tests += scenario_tests(folder)
+    tests = [one for one in tests if any(one[0].startswith(prefix) for prefix in prefixes)]
+    passed, failed, skipped = 0, [], 0
+    for name, seconds, command, folder in tests:
+        code, text, spent, left = run(name, seconds * factor, command, folder)
+        if code == 0 and left:
+            code, text = 1, text + f"left behind: {', '.join(left)}\n"
+        if code == 0:
+            passed += 1
+            print(f"ok   {name} {spent:.1f}", flush=True)
+            continue
+        if code == 77:
+            skipped += 1
+            why = re.search(r"skipped: (.*)", text)
+            print(f"skip {name}: {why.group(1) if why else 'no reason given'}", flush=True)
+            continue
+        failed.append(name)
+        print(f"FAIL {name} {spent:.1f}" + ("" if code is not None else f" (time limit of {seconds * factor:.0f} s)"))
+        for line in text.splitlines()[-OUTPUT_TAIL_LINES:]:
+            print(f"  | {line}")
+        sys.stdout.flush()
+    if failed:
+        print("failed:", *failed)
+    print(f"{passed} passed, {len(failed)} failed")
+    sys.exit(0 if passed and not failed else 1)
+
+
+if __name__ == "__main__":
+    if shutil.which("ip") is None:
+        sys.exit("runner: iproute2 is missing")
+    main()
