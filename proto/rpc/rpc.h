@@ -48,6 +48,7 @@ struct caller {
 /* ---- calls, both sides ---- */
 
 struct rpc_call;
+struct rpc_channel;
 
 /* Reference counting: handlers and callers own one reference; rpc_call_unref when done with it (for server calls: after finish). */
 struct rpc_call *rpc_call_ref(struct rpc_call *call);
@@ -114,12 +115,14 @@ struct rpc_server *rpc_server_listen_unix(const char *path, int64_t group, struc
 /* TLS 1.3 with client certificate requested but not verified; `identity` may be replaced later for new connections. Address "host:port". */
 struct rpc_server *rpc_server_listen_tls(const char *address, const struct identity *identity, struct error *err);
 void rpc_server_set_identity(struct rpc_server *server, const struct identity *identity);
+int rpc_server_port(const struct rpc_server *server); /* the TCP port (that was chosen for port 0); 0 for local sockets */
 /* Stops listening, cancels calls that do not end within grace_ms, waits for them. NULL is fine. */
 void rpc_server_destroy(struct rpc_server *server, int64_t grace_ms);
 
-/* ---- client side ---- */
+/* The overall status of grpc.health.v1.Health; NOT_SERVING until set. Watchers hear of changes. */
+void rpc_health_set(bool serving);
 
-struct rpc_channel;
+/* ---- client side ---- */
 
 struct rpc_channel *rpc_channel_unix(const char *path);
 /* TLS; pins the server's certificate by fingerprint, whatever its name ("" = accept any: only to learn a fingerprint). `alt_fingerprint` may be

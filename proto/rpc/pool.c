@@ -1,0 +1,211 @@
+/* Worker pools: threads made on demand, gone after RPC_THREAD_IDLE_MS without work; and one timer thread for delayed tasks.
+ *
+ * A pool owns nothing but the order of its tasks. Thread: any may submit. What may fail: a full queue, refused by pool_submit(). */
+#include "rpc_private.h"
+#include <stdlib.h>
+#include <string.h>
+
+/* Small stacks: hundreds of threads may exist. Sanitizers need several times as much. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { STACK_BYTES = 2 * 1024 * 1024 };
+#else
+enum { STACK_BYTES = 256 * 1024 };
+#endif
+
+struct pool {
+    const char *name;
+    unsigned threads_max, queue_max;
+    pthread_mutex_t lock; /* protects the rest */
+    pthread_cond_t work, ended;
+    struct task *head, **tail;
+    unsigned queued, threads, idle;
+    bool stopping;
+};
+
+static void *worker_main(void *arg)
+{
+    struct pool *pool = arg;
+
+    pthread_mutex_lock(&pool->lock);
+    for (;;) {
+        bool timed_out = false;
+        while (pool->head == NULL && !pool->stopping && !timed_out) {
+            pool->idle++;
+            timed_out = !rpc__cond_wait(&pool->work, &pool->lock, time_mono_ms() + RPC_THREAD_IDLE_MS);
+            pool->idle--;
+        }
+        struct task *task = pool->head;
+        if (task == NULL)
+            break;
+        pool->head = task->next;
+        if (pool->head == NULL)
+            pool->tail = &pool->head;
+        pool->queued--;
+        pthread_mutex_unlock(&pool->lock);
+        task->run(task);
+        pthread_mutex_lock(&pool->lock);
+    }
+    pool->threads--;
+    pthread_cond_broadcast(&pool->ended);
+    pthread_mutex_unlock(&pool->lock);
+    return NULL;
+}
+
+static bool thread_start(struct pool *pool)
+{
+    pthread_attr_t attr;
+    pthread_t thread;
+
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    bool ok = pthread_create(&thread, &attr, worker_main, pool) == 0;
+    pthread_attr_destroy(&attr);
+    if (ok)
+        pthread_setname_np(thread, pool->name);
+    return ok;
+}
+
+struct pool *pool_create(const char *name, unsigned threads_max, unsigned queue_max)
+{
+    struct pool *pool = xcalloc(1, sizeof(*pool));
+    pool->name = name;
+    pool->threads_max = threads_max;
+    pool->queue_max = queue_max;
+    pool->tail = &pool->head;
+    pthread_mutex_init(&pool->lock, NULL);
+    rpc__cond_init(&pool->work);
+    rpc__cond_init(&pool->ended);
+    return pool;
+}
+
+void pool_destroy(struct pool *pool)
+{
+    if (pool == NULL)
+        return;
+    pthread_mutex_lock(&pool->lock);
+    pool->stopping = true;
+    pthread_cond_broadcast(&pool->work);
+    while (pool->threads > 0) {
+        if (!rpc__cond_wait(&pool->ended, &pool->lock, time_mono_ms() + RPC_THREAD_IDLE_MS) && pool->threads > 0)
+            log_warn("rpc.pool.wait", "pool=%s threads=%u", pool->name, pool->threads);
+    }
+    covey_assert(pool->head == NULL);
+    pthread_mutex_unlock(&pool->lock);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_cond_destroy(&pool->work);
+    pthread_cond_destroy(&pool->ended);
+    free(pool);
+}
+
+bool pool_submit(struct pool *pool, struct task *task)
+{
+    pthread_mutex_lock(&pool->lock);
+    if (pool->queued >= pool->idle) { /* nobody is free for this one */
+        if (pool->threads < pool->threads_max && thread_start(pool)) {
+            pool->threads++;
+        } else if (pool->threads == 0 || pool->queued - pool->idle >= pool->queue_max) {
+            pthread_mutex_unlock(&pool->lock);
+            return false;
+        }
+    }
+    task->next = NULL;
+    *pool->tail = task;
+    pool->tail = &task->next;
+    pool->queued++;
+    pthread_cond_signal(&pool->work);
+    pthread_mutex_unlock(&pool->lock);
+    return true;
+}
+
+/* ---- delayed tasks ---- */
+
+struct later { /* sorted by due time */
+    struct later *next;
+    struct pool *pool;
+    struct task *task;
+    int64_t due_ms;
+};
+
+static struct {
+    pthread_mutex_t lock; /* protects the rest */
+    pthread_cond_t changed;
+    pthread_once_t once;
+    struct later *head;
+    pthread_t thread;
+    bool running, stopping;
+} timer = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void timer_init(void)
+{
+    rpc__cond_init(&timer.changed);
+}
+
+static void later_insert_locked(struct later *item)
+{
+    struct later **at = &timer.head;
+    while (*at != NULL && (*at)->due_ms <= item->due_ms)
+        at = &(*at)->next;
+    item->next = *at;
+    *at = item;
+}
+
+static void *timer_main(void *arg)
+{
+    pthread_mutex_lock(&timer.lock);
+    while (!timer.stopping || timer.head != NULL) {
+        struct later *item = timer.head;
+        int64_t now = time_mono_ms();
+        if (item == NULL || (item->due_ms > now && !timer.stopping)) {
+            rpc__cond_wait(&timer.changed, &timer.lock, item == NULL ? now + RPC_THREAD_IDLE_MS : item->due_ms);
+            continue;
+        }
+        timer.head = item->next;
+        pthread_mutex_unlock(&timer.lock);
+        bool taken = pool_submit(item->pool, item->task);
+        pthread_mutex_lock(&timer.lock);
+        if (taken) {
+            free(item);
+        } else { /* full: the work is owed, so ask again */
+            item->due_ms = time_mono_ms() + RPC_RETRY_PAUSE_MS_MIN;
+            later_insert_locked(item);
+            rpc__cond_wait(&timer.changed, &timer.lock, item->due_ms);
+        }
+    }
+    pthread_mutex_unlock(&timer.lock);
+    return NULL;
+}
+
+void pool_submit_later(struct pool *pool, struct task *task, int64_t delay_ms)
+{
+    struct later *item = xcalloc(1, sizeof(*item));
+    item->pool = pool;
+    item->task = task;
+    item->due_ms = time_mono_ms() + delay_ms;
+    pthread_once(&timer.once, timer_init);
+    pthread_mutex_lock(&timer.lock);
+    if (!timer.running) {
+        if (pthread_create(&timer.thread, NULL, timer_main, NULL) != 0)
+            core_panic(__FILE__, __LINE__, "cannot start the timer thread");
+        pthread_setname_np(timer.thread, "rpc-timer");
+        timer.running = true;
+    }
+    later_insert_locked(item);
+    pthread_cond_signal(&timer.changed);
+    pthread_mutex_unlock(&timer.lock);
+}
+
+void pool_timer_stop(void)
+{
+    pthread_once(&timer.once, timer_init);
+    pthread_mutex_lock(&timer.lock);
+    bool running = timer.running;
+    timer.stopping = true;
+    pthread_cond_signal(&timer.changed);
+    pthread_mutex_unlock(&timer.lock);
+    if (running)
+        pthread_join(timer.thread, NULL);
+    pthread_mutex_lock(&timer.lock);
+    timer.running = timer.stopping = false;
+    pthread_mutex_unlock(&timer.lock);
+}
