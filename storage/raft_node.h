@@ -48,8 +48,10 @@ struct raft_node_callbacks {
     int (*restore)(void *ud, const void *data, size_t len, uint64_t index, struct error *err);
     /* [loop] Leadership, leader or term changed. */
     void (*changed)(void *ud, const struct raft_node_status *status);
-    /* [loop] Send a frame to a peer; never fails: what cannot be sent is dropped. The frame is borrowed. `done` (may be NULL) tells when it left the queue. */
+    /* [loop] Send a frame to a peer; never fails: what cannot be sent is dropped. The frame is borrowed. */
     void (*send)(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame);
+    /* [loop] Bytes sent to the peer that have not left the queue; paces snapshots. May be NULL: then they are paced by time. */
+    uint64_t (*queued)(void *ud, uint64_t peer);
 };
 
 struct raft_node;
