@@ -383,6 +383,8 @@ static int read_object(struct reader *reader, const struct message_info *info, P
         const struct field_info *field = &info->fields[i];
         if (*field->header || (field->message && field->message->kind == MESSAGE_FIELD_MASK))
             continue;
+        if (field->message && field->message->json_flatten)
+            continue; /* output only */
         const json_t *value = json_object_get(json, field->json_name);
         if (!value || json_is_null(value))
             continue;

@@ -343,14 +343,20 @@ static bool is_written(const ProtobufCMessage *message, const struct field_info 
     return !info->omit_empty || !is_empty(message, field);
 }
 
-static void write_object(const struct message_info *info, const ProtobufCMessage *message, struct buf *out, int depth)
+static void write_members(const struct message_info *info, const ProtobufCMessage *message, bool first, struct buf *out, int depth)
 {
-    bool first = true;
-    PUT(out, "{");
+    covey_assert(depth < WRITE_DEPTH_MAX);
     for (unsigned i = 0; i < info->descriptor->n_fields; i++) {
         const struct field_info *field = &info->fields[i];
         if (!is_written(message, field))
             continue;
+        if (field->message && field->message->json_flatten && field->field->label != PROTOBUF_C_LABEL_REPEATED) {
+            size_t before = out->len;
+            if (field_is_set(message, field->field))
+                write_members(field->message, *(ProtobufCMessage *const *)field_at(message, field->field), first, out, depth + 1);
+            first = first && out->len == before;
+            continue;
+        }
         size_t len = strlen(field->json_name); /* names are plain identifiers: nothing to escape */
         char *at = buf_grow(out, len + 3 + !first);
         if (!first)
@@ -361,7 +367,6 @@ static void write_object(const struct message_info *info, const ProtobufCMessage
         memcpy(at + len, "\":", 2);
         write_field(message, field, out, depth);
     }
-    PUT(out, "}");
 }
 
 /* `message` NULL = unset. */
@@ -396,10 +401,13 @@ static void write_message(const struct message_info *info, const ProtobufCMessag
     case MESSAGE_PLAIN:
         break;
     }
-    if (info->json_list)
+    if (info->json_list) {
         write_field(message, &info->fields[0], out, depth);
-    else
-        write_object(info, message, out, depth);
+    } else {
+        PUT(out, "{");
+        write_members(info, message, true, out, depth);
+        PUT(out, "}");
+    }
 }
 
 void codec_to_json(const ProtobufCMessage *message, struct buf *out) { write_message(registry_message(message->descriptor), message, out, 0); }

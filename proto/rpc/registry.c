@@ -232,6 +232,7 @@ static void message_fill(const char *scope, const Google__Protobuf__DescriptorPr
         info->map_entry = proto->options->has_map_entry && proto->options->map_entry;
         const Covey__V1__Message *options = extension(&proto->options->base, EXTENSION_MESSAGE, &covey__v1__message__descriptor);
         info->json_list = options && options->json_list;
+        info->json_flatten = options && options->json_flatten;
     }
     if (info->json_list && (descriptor->n_fields != 1 || descriptor->fields[0].label != PROTOBUF_C_LABEL_REPEATED))
         core_panic(__FILE__, __LINE__, "%s is a json_list but not one repeated field", name);

@@ -49,6 +49,7 @@ struct message_info { /* per message type */
     const ProtobufCMessageDescriptor *descriptor;
     const struct field_info *fields; /* same order and count as descriptor->fields */
     bool json_list;
+    bool json_flatten; /* its fields stand in the object that holds it */
     bool map_entry;
     bool has_maps; /* it, or a message below it, holds a map */
     enum message_kind kind;
