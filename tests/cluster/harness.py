@@ -25,7 +25,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 START_SECONDS = 60     # a member from exec to ready
 STOP_SECONDS = 60      # a member from SIGTERM to gone
 COMMAND_SECONDS = 120  # one command of a client
-LOG_TAIL_LINES = 40
+LOG_TAIL_LINES = 20
 PORT = 8443
 PASSWORD = "covey-test-password"
 SANITIZER = re.compile(r"ERROR: (Address|Leak|Memory)Sanitizer|WARNING: ThreadSanitizer|runtime error: |\bpanic\b|"
@@ -157,6 +157,8 @@ class Member:
         env = dict(os.environ, COVEY_TEST_ID=self.test.id, COVEY_DIR=self.dir, LXD_DIR=self.dir)
         env["ASAN_OPTIONS"] = env.get("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0")
         env["UBSAN_OPTIONS"] = env.get("UBSAN_OPTIONS", "print_stacktrace=1")
+        if peer_is_lxd():  # it asks for lists on the internet at start: keep it on this machine
+            env |= {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
         return env
 
     def start(self, wait=True, extra=()):
@@ -234,9 +236,27 @@ class Member:
                 found.append(int(pid))
         return found
 
+    def gateways_left(self):
+        """Gateways of this member that still run though the daemon has ended; they get a second to notice."""
+        def find():
+            found = []
+            for pid in leftovers.processes(self.test.id):
+                try:
+                    with open(f"/proc/{pid}/comm", encoding="utf-8") as comm, open(f"/proc/{pid}/environ", "rb") as env:
+                        if comm.read().strip() == "covey-gateway" and f"COVEY_DIR={self.dir}\0".encode() in env.read():
+                            found.append(pid)
+                except OSError:
+                    pass
+            return found
+        try:
+            wait_until(lambda: not find(), 1, "the gateway's end")
+        except AssertionError:
+            return find()
+        return []
+
     def log_tail(self, lines=LOG_TAIL_LINES):
         text = ""
-        for path in (self.logfile, self.stderr):
+        for path in (self.stderr,) if peer_is_lxd() else (self.logfile, self.stderr):
             if os.path.exists(path):
                 with open(path, encoding="utf-8", errors="replace") as file:
                     tail = file.readlines()[-lines:]
@@ -537,6 +557,10 @@ def _run_one(name):
             except subprocess.TimeoutExpired:
                 if not failure:
                     failure = f"{member.name} did not stop in 20 s at the end of the test\n"
+    for member in CURRENT.members:
+        left = [pid for pid in member.gateways_left() if not failure and not skipped]
+        if left:
+            failure = f"gateway {left} of {member.name} outlived its daemon\n"
     for member in CURRENT.members:
         defects = member.log_defects()
         if defects and not skipped:

@@ -129,7 +129,7 @@ class Client:
             text = envelope.get("error") if isinstance(envelope, dict) else str(envelope)
             raise RestError(reply.code, text, what)
         if envelope["type"] == "async" and wait:
-            return self.wait(envelope["operation"], timeout or self.timeout)
+            return self.wait(envelope["operation"].split("?")[0], timeout or self.timeout)
         return envelope["metadata"]
 
     def get(self, path, **options):
@@ -332,7 +332,7 @@ class Execution:
         envelope = reply.json
         if envelope["type"] != "async":
             raise RestError(reply.code, envelope["error"], f"exec in {instance}")
-        self.operation = envelope["operation"]
+        self.operation = envelope["operation"].split("?")[0]  # LXD appends the project here, which covey must not
         self.fds = envelope["metadata"]["metadata"]["fds"]
         self.streams = {}
         names = (["control"] if control else []) + (["0"] if interactive else ["0", "1", "2"])
