@@ -106,7 +106,7 @@ bool rpc_call_cancelled(const struct rpc_call *call)
 {
     struct rpc_call *c = (struct rpc_call *)call; /* the lock only */
     pthread_mutex_lock(&c->lock);
-    bool cancelled = c->done && (c->is_server ? c->cancelled != 0 : c->status == GRPC_STATUS_CANCELLED);
+    bool cancelled = c->read_failed || (c->done && (c->is_server ? c->cancelled != 0 : c->status == GRPC_STATUS_CANCELLED));
     pthread_mutex_unlock(&c->lock);
     return cancelled;
 }
@@ -459,8 +459,11 @@ static void on_recv(struct tag *tag, bool ok)
         grpc_byte_buffer_destroy(buffer);
         buffer = NULL;
     }
-    if (buffer == NULL)
+    if (buffer == NULL) {
         call->read_end = true;
+        /* A cancellation shows here perhaps before the close does: the end must not look like the peer's half close. */
+        call->read_failed = call->is_server && (!ok || grpc_call_failed_before_recv_message(call->call) != 0);
+    }
     if (call->on_message != NULL || call->on_raw != NULL) {
         deliver_and_go_on(call, buffer);
     } else {

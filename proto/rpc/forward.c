@@ -226,11 +226,35 @@ static void on_forwarded(void *ud, int status, grpc_byte_buffer *response, const
 
 /* ---- routing ---- */
 
+/* Sends the call to `channel`; takes the handler's reference unless it fails. */
+static int forward(struct rpc_call *call, struct rpc_channel *channel, struct error *err)
+{
+    struct md_list metadata = {0};
+    int rc;
+
+    if (call->forwarded >= RPC_FORWARDS_MAX)
+        return error_set(err, STATUS_UNAVAILABLE, "the call was forwarded %u times: the members disagree about where it runs", call->forwarded);
+    rc = build_metadata(call, &metadata, err);
+    if (rc == STATUS_OK) {
+        if (call->method->client_streaming || call->method->server_streaming)
+            forward_stream(call, channel, &metadata);
+        else
+            client__unary_raw(channel, call->method, call->payload, &metadata, call, call->deadline_ms, false, on_forwarded, call);
+    }
+    md_free(&metadata);
+    return rc;
+}
+
+int rpc_forward(struct rpc_call *call, struct rpc_channel *channel, struct error *err)
+{
+    int rc = forward(call, channel, err);
+    return rc == STATUS_OK ? RPC_LATER : rc;
+}
+
 void forward__dispatch(struct rpc_call *call)
 {
     struct rpc_channel *channel = NULL;
     struct error err = ERROR_INIT;
-    struct md_list metadata = {0};
 
     if (call->method->route == RPC_ROUTE_LOCAL || rpc__policy.route == NULL || rpc__is_grpc_service(call->method)) {
         server__run_local(call);
@@ -251,16 +275,7 @@ void forward__dispatch(struct rpc_call *call)
         server__run_local(call);
         return;
     }
-    if (call->forwarded >= RPC_FORWARDS_MAX)
-        error_set(&err, STATUS_UNAVAILABLE, "the call was forwarded %u times: the members disagree about where it runs", call->forwarded);
-    else
-        build_metadata(call, &metadata, &err);
-    if (err.code != STATUS_OK)
+    if (forward(call, channel, &err) != STATUS_OK)
         server__fail(call, err.code, &err);
-    else if (call->method->client_streaming || call->method->server_streaming)
-        forward_stream(call, channel, &metadata);
-    else
-        client__unary_raw(channel, call->method, call->payload, &metadata, call, call->deadline_ms, false, on_forwarded, call);
-    md_free(&metadata);
     rpc_channel_unref(channel);
 }

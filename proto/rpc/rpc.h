@@ -88,6 +88,10 @@ void rpc_finish(struct rpc_call *call, const ProtobufCMessage *response, int sta
 enum { RPC_LATER = -1 };
 typedef int (*rpc_handler)(struct rpc_call *call, const ProtobufCMessage *request, ProtobufCMessage **response, struct error *err, void *ud);
 
+/* For a handler that finds out by itself where its call runs (ROUTE_LOCAL methods with a special rule): passes the call on as the dispatcher does,
+ * streams too. Return its result: RPC_LATER, or an error. The channel stays the caller's. Before the first rpc_recv/rpc_send only. Not repeated. */
+int rpc_forward(struct rpc_call *call, struct rpc_channel *channel, struct error *err);
+
 struct rpc_binding { const char *method; rpc_handler handler; }; /* method = bare name, e.g. "GetProfile" */
 /* Handlers are process-wide: every server serves every bound service. A method of a bound service without a binding answers UNIMPLEMENTED
  * `not implemented`. The array must be static. Asserts that the names exist. */

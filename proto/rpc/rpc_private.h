@@ -81,7 +81,7 @@ struct rpc_call {
     pthread_cond_t changed;
     grpc_byte_buffer *incoming; /* target of the outstanding RECV_MESSAGE */
     grpc_byte_buffer *unread;   /* received, not taken */
-    bool reading, read_end, read_paused, in_callback, resume_wanted, end_told;
+    bool reading, read_end, read_failed, read_paused, in_callback, resume_wanted, end_told;
     bool (*on_message)(struct rpc_call *call, const ProtobufCMessage *message, void *ud);
     bool (*on_raw)(struct rpc_call *call, grpc_byte_buffer *buffer, void *ud); /* takes buffer; NULL at the end */
     void *on_message_ud;
