@@ -179,13 +179,27 @@ static char json_escape(uint8_t c)
     }
 }
 
+/* ASCII that stands for itself in a JSON string. */
+static const uint8_t json_plain[256] = {[0x20 ... 0x21] = 1, [0x23 ... 0x5b] = 1, [0x5d ... 0x7f] = 1};
+
 void buf_json_string(struct buf *buf, const char *s)
 {
-    size_t len = strlen(s), start = 0;
+    size_t len = 0, start = 0;
     const uint8_t *p = (const uint8_t *)s;
+    while (json_plain[p[len]])
+        len++;
+    if (!p[len]) { /* nearly always: nothing to escape */
+        char *at = buf_grow(buf, len + 2);
+        *at = '"';
+        memcpy(at + 1, s, len);
+        at[len + 1] = '"';
+        return;
+    }
+    size_t i = len;
+    len += strlen(s + len);
     buf_add(buf, "\"", 1);
-    for (size_t i = 0; i < len;) {
-        if (p[i] >= 0x20 && p[i] < 0x80 && p[i] != '"' && p[i] != '\\') {
+    while (i < len) {
+        if (json_plain[p[i]]) {
             i++;
             continue;
         }
