@@ -1,0 +1,27 @@
+"""Writes the SQL of storage/schema as C: embed.py OUT STEP.sql… local.sql"""
+import os
+import sys
+
+
+def literal(text):
+    out = []
+    for line in text.splitlines():
+        out.append('    "' + line.replace("\\", "\\\\").replace('"', '\\"') + '\\n"')
+    return "\n".join(out)
+
+
+def main():
+    out, files = sys.argv[1], sys.argv[2:]
+    steps = sorted(f for f in files if os.path.basename(f) != "local.sql")
+    local = [f for f in files if os.path.basename(f) == "local.sql"][0]
+    for number, path in enumerate(steps, 1):
+        if not os.path.basename(path).startswith("%03d_" % number):
+            sys.exit("schema steps must be numbered without a gap: %s" % path)
+    with open(out, "w") as c:
+        c.write('#include "storage/db_private.h"\n\nconst struct schema_step schema__steps[] = {\n')
+        for path in steps:
+            c.write('  {"%s",\n%s},\n' % (os.path.basename(path)[:-4], literal(open(path).read())))
+        c.write("};\nconst size_t schema__step_count = %d;\nconst char *const schema__local =\n%s;\n" % (len(steps), literal(open(local).read())))
+
+
+main()

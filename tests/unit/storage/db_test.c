@@ -1,0 +1,420 @@
+/* The replicated database through real Raft nodes: one member, and three members in one process joined by a small network
+ * of queues. Every wait is a condition with a limit. */
+#include "storage/db_private.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define ok(expr) do { if ((expr) != STATUS_OK) fail_msg("%s: %s", #expr, err.text); } while (0)
+
+enum { WAIT_MS = 20000, MEMBERS = 3 };
+
+struct member {
+    struct world *world;
+    uint64_t id;
+    char *dir;
+    struct db *db;
+};
+
+struct digests { uint64_t revision; char digest[65]; uint64_t member; };
+
+struct world {
+    char dir[32];
+    struct member members[MEMBERS + 1];
+    pthread_rwlock_t lock; /* members[].db, cut */
+    bool cut[MEMBERS + 1]; /* no traffic from or to it */
+    pthread_mutex_t digest_lock;
+    struct digests digests[64];
+    size_t digest_count;
+    uint64_t applied; /* calls */
+};
+
+static void nap(void)
+{
+    usleep(2000);
+}
+
+/* ---- network: frames are handed over on the sender's loop; raft_node_receive copies and queues them ---- */
+static void on_send(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame)
+{
+    struct member *from = ud;
+    struct world *world = from->world;
+    if (peer < 1 || peer > MEMBERS || pthread_rwlock_tryrdlock(&world->lock) != 0)
+        return; /* a member is being opened or closed: dropped */
+    if (!world->cut[peer] && !world->cut[from->id] && world->members[peer].db)
+        raft_node_receive(db_raft(world->members[peer].db), from->id, frame);
+    pthread_rwlock_unlock(&world->lock);
+}
+
+static void on_digest(void *ud, uint64_t revision, const char *digest)
+{
+    struct member *member = ud;
+    struct world *world = member->world;
+    pthread_mutex_lock(&world->digest_lock);
+    if (world->digest_count < 64) {
+        struct digests *d = &world->digests[world->digest_count++];
+        d->revision = revision;
+        d->member = member->id;
+        snprintf(d->digest, sizeof d->digest, "%s", digest);
+    }
+    pthread_mutex_unlock(&world->digest_lock);
+}
+
+static void member_open(struct world *world, uint64_t id)
+{
+    struct error err = ERROR_INIT;
+    struct member *member = &world->members[id];
+    struct db *db = NULL;
+    struct db_config config = {.dir = member->dir, .id = id, .callbacks = {.ud = member, .send = on_send, .digest = on_digest}};
+    ok(db_open(&config, &db, &err));
+    pthread_rwlock_wrlock(&world->lock);
+    member->db = db;
+    pthread_rwlock_unlock(&world->lock);
+}
+
+static void member_close(struct world *world, uint64_t id)
+{
+    pthread_rwlock_wrlock(&world->lock);
+    struct db *db = world->members[id].db;
+    world->members[id].db = NULL;
+    pthread_rwlock_unlock(&world->lock);
+    db_close(db);
+}
+
+static struct world *world_open(void)
+{
+    struct error err = ERROR_INIT;
+    struct world *world = xcalloc(1, sizeof *world);
+    strcpy(world->dir, "/tmp/covey-db-XXXXXX");
+    assert_non_null(mkdtemp(world->dir));
+    pthread_rwlock_init(&world->lock, NULL);
+    pthread_mutex_init(&world->digest_lock, NULL);
+    for (uint64_t id = 1; id <= MEMBERS; id++)
+        world->members[id] = (struct member){.world = world, .id = id, .dir = xasprintf("%s/%d", world->dir, (int)id)};
+    ok(db_bootstrap(world->members[1].dir, 1, &err));
+    ok(db_bootstrap(world->members[1].dir, 1, &err)); /* again: nothing */
+    assert_true(db_exists(world->members[1].dir));
+    assert_false(db_exists(world->members[2].dir));
+    member_open(world, 1);
+    return world;
+}
+
+static void world_close(struct world *world)
+{
+    struct error err = ERROR_INIT;
+    for (uint64_t id = 1; id <= MEMBERS; id++) {
+        if (world->members[id].db)
+            member_close(world, id);
+        free(world->members[id].dir);
+    }
+    ok(dir_remove_all(world->dir, &err));
+    pthread_rwlock_destroy(&world->lock);
+    pthread_mutex_destroy(&world->digest_lock);
+    free(world);
+}
+
+/* ---- writes and reads ---- */
+static int set_key(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    int status = sql_exec(sql, err, "INSERT INTO config (key, value) VALUES (?1, 'v')", "s", (const char *)ud);
+    if (status == STATUS_OK)
+        buf_printf(result, "%s=%lld", (const char *)ud, (long long)sql_last_id(sql));
+    return status;
+}
+
+static int count_config(struct sql *sql, void *ud, struct error *err)
+{
+    return sql_get_int(sql, ud, err, "SELECT count(*) FROM config", "");
+}
+
+static int64_t config_rows(struct db *db, enum db_consistency consistency)
+{
+    struct error err = ERROR_INIT;
+    int64_t count = -1;
+    ok(db_read(db, consistency, count_config, &count, NULL, &err));
+    return count;
+}
+
+/* Writes until it is known to be done, on whoever leads; the key makes it happen once. */
+static int write_surely(struct world *world, const char *key, db_write_fn fn, void *ud, bool *unknown)
+{
+    int64_t end = time_mono_ms() + WAIT_MS;
+    int status = STATUS_UNAVAILABLE;
+    struct error err = ERROR_INIT;
+    for (uint64_t id = 1; time_mono_ms() < end; id = id % MEMBERS + 1) {
+        pthread_rwlock_rdlock(&world->lock);
+        struct db *db = world->members[id].db;
+        if (db && !world->cut[id])
+            status = db_write(db, key, fn, ud, NULL, NULL, NULL, &err);
+        pthread_rwlock_unlock(&world->lock);
+        if (status == STATUS_OK)
+            return status;
+        if (unknown && status == STATUS_UNKNOWN)
+            *unknown = true;
+        if (status != STATUS_UNAVAILABLE && status != STATUS_UNKNOWN)
+            break;
+        nap();
+    }
+    fprintf(stderr, "write %s: %s\n", key, err.text);
+    return status;
+}
+
+static uint64_t leader_of(struct world *world)
+{
+    int64_t end = time_mono_ms() + WAIT_MS, count;
+    while (time_mono_ms() < end) {
+        for (uint64_t id = 1; id <= MEMBERS; id++)
+            if (world->members[id].db && !world->cut[id]
+                && db_read(world->members[id].db, DB_LINEARIZABLE, count_config, &count, NULL, NULL) == STATUS_OK)
+                return id;
+        nap();
+    }
+    fail_msg("no leader");
+    return 0;
+}
+
+static void wait_revision(struct db *db, uint64_t revision)
+{
+    int64_t end = time_mono_ms() + WAIT_MS, count;
+    uint64_t seen = 0;
+    while (time_mono_ms() < end) {
+        if (db_read(db, DB_LOCAL, count_config, &count, &seen, NULL) == STATUS_OK && seen >= revision)
+            return;
+        nap();
+    }
+    fail_msg("revision %llu is not reached, it is %llu", (unsigned long long)revision, (unsigned long long)seen);
+}
+
+__attribute__((unused)) static void all_equal(struct world *world)
+{
+    struct error err = ERROR_INIT;
+    char first[65], other[65];
+    uint64_t revision, leader = leader_of(world);
+    ok(db_digest(world->members[leader].db, first, &revision, &err));
+    for (uint64_t id = 1; id <= MEMBERS; id++) {
+        if (!world->members[id].db || world->cut[id])
+            continue;
+        wait_revision(world->members[id].db, revision);
+        ok(db_digest(world->members[id].db, other, NULL, &err));
+        assert_string_equal(first, other);
+    }
+}
+
+/* ---- one member ---- */
+static void write_read_reopen(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct world *world = world_open();
+    struct buf result = {0};
+    bool replayed = true;
+    uint64_t revision = 0, seen = 0;
+    int64_t count;
+    assert_int_equal(write_surely(world, NULL, set_key, "first", NULL), STATUS_OK);
+    struct db *db = world->members[1].db;
+    ok(db_write(db, "k1", set_key, "second", &result, &replayed, &revision, &err));
+    assert_false(replayed);
+    assert_string_equal(result.data, "second=2");
+    buf_free(&result);
+    ok(db_write(db, "k1", set_key, "other", &result, &replayed, &seen, &err)); /* the same key: not done again */
+    assert_true(replayed);
+    assert_string_equal(result.data, "second=2");
+    assert_int_equal(seen, revision);
+    buf_free(&result);
+    assert_int_equal(db_write(db, "k2", set_key, "second", NULL, NULL, NULL, &err), STATUS_ALREADY_EXISTS);
+    ok(db_read(db, DB_LINEARIZABLE, count_config, &count, &seen, &err));
+    assert_int_equal(count, 2);
+    assert_int_equal(seen, revision);
+    char before[65], after[65], key[102];
+    memset(key, 'k', 101);
+    key[101] = '\0';
+    assert_int_equal(db_write(db, key, set_key, "x", NULL, NULL, NULL, &err), STATUS_INVALID_ARGUMENT);
+    ok(db_digest(db, before, NULL, &err));
+    char *dump = xasprintf("%s/dump", world->dir);
+    ok(db_dump_file(db, dump, &err));
+    struct sql *copy;
+    ok(sql_open(dump, SQL_READONLY, &copy, &err));
+    ok(digest_compute(copy, after, &err));
+    sql_close(copy);
+    free(dump);
+    assert_string_equal(before, after);
+    for (int i = 0; i < 3; i++) {
+        member_close(world, 1);
+        member_open(world, 1);
+        assert_int_equal(leader_of(world), 1);
+        ok(db_digest(world->members[1].db, after, &seen, &err));
+        assert_string_equal(before, after);
+        assert_int_equal(seen, revision);
+    }
+    ok(db_write(world->members[1].db, "k1", set_key, "second", &result, &replayed, NULL, &err)); /* remembered over restarts */
+    assert_true(replayed);
+    buf_free(&result);
+    world_close(world);
+}
+
+static int deferred_violation(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_script(sql, "INSERT INTO config (key, value) VALUES ('deferred', 'x'); INSERT INTO later (p) VALUES (99)", err);
+}
+
+static int deferred_mended(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_script(sql, "INSERT INTO later (p) VALUES (99); INSERT INTO later (id, p) VALUES (99, NULL)", err);
+}
+
+/* A schema step as a newer leader would send it. */
+static void extend_schema(struct db *db, const char *text)
+{
+    struct buf data = {0};
+    int64_t end = time_mono_ms() + WAIT_MS;
+    bool done = false;
+    pthread_mutex_lock(&db->lock);
+    struct entry entry = {.kind = ENTRY_SCHEMA, .base = db->revision, .schema_version = (uint32_t)db->schema_version + 1,
+                          .body = (const uint8_t *)text, .body_len = strlen(text)};
+    pthread_mutex_unlock(&db->lock);
+    struct proposal *proposal = proposal_create(ENTRY_SCHEMA, 2);
+    entry_encode(&entry, &data);
+    raft_node_propose(db_raft(db), data.data, data.len, proposal);
+    buf_free(&data);
+    while (!done && time_mono_ms() < end) {
+        nap();
+        pthread_mutex_lock(&db->lock);
+        done = proposal->done;
+        pthread_mutex_unlock(&db->lock);
+    }
+    assert_true(done);
+    assert_int_equal(proposal->status, STATUS_OK);
+    pthread_mutex_lock(&db->lock);
+    proposal_release(proposal);
+    pthread_mutex_unlock(&db->lock);
+}
+
+static int caught_error(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    struct error inner = ERROR_INIT;
+    if (sql_exec(sql, &inner, "INSERT INTO config (key, value) VALUES ('new', 'x'), ('first', 'x')", "") != STATUS_ALREADY_EXISTS)
+        return error_set(err, STATUS_INTERNAL, "the row should exist");
+    return sql_exec(sql, err, "INSERT INTO config (key, value) VALUES ('caught', 'x')", "");
+}
+
+static int forbidden(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_script(sql, ud, err);
+}
+
+static int leaves_open(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    struct sql_stmt *stmt = sql_query(sql, "SELECT 1 UNION SELECT 2", "");
+    return sql_next(stmt) ? sql_exec(sql, err, "INSERT INTO config (key, value) VALUES ('open', 'x')", "") : STATUS_INTERNAL;
+}
+
+static int big_result(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    char chunk[4096] = {0};
+    for (int i = 0; i < 17; i++)
+        buf_add(result, chunk, sizeof chunk);
+    return set_key(sql, "big", result, err);
+}
+
+static int big_rows(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_exec(sql, err, "INSERT INTO operations (uuid, type, class, status, created_at, updated_at, request) VALUES ('b', 0, 1, 0, 0, 0, zeroblob(8000000))", "");
+}
+
+static int not_null_foreign(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_exec(sql, err, "INSERT INTO nodes_roles (node_id, role) VALUES (77, 1)", "");
+}
+
+static void refusals(void **state)
+{
+    static const char *const texts[] = {"CREATE TABLE x (a)", "COMMIT", "BEGIN", "SAVEPOINT s", "DROP TABLE config", "DELETE FROM sqlite_sequence",
+                                        "UPDATE applied SET revision = 9", "PRAGMA foreign_keys=OFF", "ATTACH ':memory:' AS m", "CREATE TEMP TABLE t (a)",
+                                        "ANALYZE", "DELETE FROM schema", "ROLLBACK"};
+    struct error err = ERROR_INIT;
+    struct world *world = world_open();
+    assert_int_equal(write_surely(world, NULL, set_key, "first", NULL), STATUS_OK);
+    struct db *db = world->members[1].db;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        err = (struct error)ERROR_INIT;
+        if (db_write(db, NULL, forbidden, (void *)(uintptr_t)texts[i], NULL, NULL, NULL, &err) != STATUS_FAILED_PRECONDITION)
+            fail_msg("%s: %d %s", texts[i], err.code, err.text);
+    }
+    ok(db_write(db, NULL, caught_error, NULL, NULL, NULL, NULL, &err));
+    ok(db_write(db, NULL, leaves_open, NULL, NULL, NULL, NULL, &err));
+    assert_int_equal(db_write(db, NULL, not_null_foreign, NULL, NULL, NULL, NULL, &err), STATUS_FAILED_PRECONDITION);
+    assert_int_equal(db_write(db, "big", big_result, NULL, NULL, NULL, NULL, &err), STATUS_RESOURCE_EXHAUSTED);
+    assert_int_equal(db_write(db, NULL, big_rows, NULL, NULL, NULL, NULL, &err), STATUS_RESOURCE_EXHAUSTED);
+    assert_int_equal(db_write(db, NULL, deferred_violation, NULL, NULL, NULL, NULL, &err), STATUS_INTERNAL); /* no such table: rolled back */
+    extend_schema(db, "CREATE TABLE later (id INTEGER PRIMARY KEY, p INT REFERENCES later DEFERRABLE INITIALLY DEFERRED)");
+    assert_int_equal(db_write(db, NULL, deferred_violation, NULL, NULL, NULL, NULL, &err), STATUS_FAILED_PRECONDITION);
+    ok(db_write(db, NULL, deferred_mended, NULL, NULL, NULL, NULL, &err));
+    assert_int_equal(config_rows(db, DB_LINEARIZABLE), 3);
+    char before[65], after[65];
+    ok(db_digest(db, before, NULL, &err));
+    member_close(world, 1);
+    member_open(world, 1);
+    leader_of(world);
+    ok(db_digest(world->members[1].db, after, NULL, &err));
+    assert_string_equal(before, after);
+    world_close(world);
+}
+
+/* ---- many callers ---- */
+struct writer { struct world *world; int number, writes; pthread_t thread; int failed, good; bool unknown; };
+
+static void *writer_main(void *arg)
+{
+    struct writer *writer = arg;
+    for (int i = 0; i < writer->writes; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "w%d-%d", writer->number, i);
+        if (i % 10 == 9) { /* an error among the others */
+            struct error err = ERROR_INIT;
+            struct db *db = writer->world->members[1].db;
+            writer->failed += db_write(db, NULL, set_key, "first", NULL, NULL, NULL, &err) == STATUS_ALREADY_EXISTS;
+        } else {
+            writer->good += write_surely(writer->world, name, set_key, name, &writer->unknown) == STATUS_OK;
+        }
+    }
+    return NULL;
+}
+
+static void many_writers(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct world *world = world_open();
+    struct writer writers[64];
+    assert_int_equal(write_surely(world, NULL, set_key, "first", NULL), STATUS_OK);
+    for (int i = 0; i < 64; i++) {
+        writers[i] = (struct writer){.world = world, .number = i, .writes = 20};
+        assert_int_equal(pthread_create(&writers[i].thread, NULL, writer_main, &writers[i]), 0);
+    }
+    for (int i = 0; i < 64; i++) {
+        pthread_join(writers[i].thread, NULL);
+        assert_int_equal(writers[i].good, 18);
+        assert_int_equal(writers[i].failed, 2);
+    }
+    assert_int_equal(config_rows(world->members[1].db, DB_LINEARIZABLE), 64 * 18 + 1);
+    char before[65], after[65];
+    ok(db_digest(world->members[1].db, before, NULL, &err));
+    member_close(world, 1);
+    member_open(world, 1);
+    leader_of(world);
+    ok(db_digest(world->members[1].db, after, NULL, &err));
+    assert_string_equal(before, after);
+    world_close(world);
+}
+
+int main(void)
+{
+    log_init("db_test", LOG_LEVEL_WARN);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(write_read_reopen), cmocka_unit_test(refusals), cmocka_unit_test(many_writers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
