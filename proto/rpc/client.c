@@ -156,10 +156,12 @@ static void on_unary(struct tag *tag, bool ok)
     free(unary);
 }
 
-void client__unary_raw(struct rpc_channel *channel, const struct method *method, grpc_byte_buffer *request, const struct md_list *metadata,
-                       struct rpc_call *parent, int64_t deadline_ms, bool wait_for_ready, unary_done done, void *ud)
+/* keep: the call is returned with a reference (for rpc_unary_cancel), else NULL. */
+static grpc_call *unary_start(struct rpc_channel *channel, const struct method *method, grpc_byte_buffer *request, const struct md_list *metadata,
+                              struct rpc_call *parent, int64_t deadline_ms, bool wait_for_ready, unary_done done, void *ud, bool keep)
 {
     struct unary *unary = xcalloc(1, sizeof(*unary));
+    grpc_call *kept = NULL;
     grpc_op ops[6];
 
     unary->tag.fn = on_unary;
@@ -190,9 +192,20 @@ void client__unary_raw(struct rpc_channel *channel, const struct method *method,
     ops[5].data.recv_status_on_client.trailing_metadata = &unary->trailing;
     ops[5].data.recv_status_on_client.status = &unary->status;
     ops[5].data.recv_status_on_client.status_details = &unary->details;
+    if (keep) {
+        kept = unary->call;
+        grpc_call_ref(kept); /* before it can end */
+    }
     grpc_call_error rc = grpc_call_start_batch(unary->call, ops, 6, unary, NULL);
     if (rc != GRPC_CALL_OK)
         core_panic(__FILE__, __LINE__, "call batch of %s refused: %s", method->path, grpc_call_error_to_string(rc));
+    return kept;
+}
+
+void client__unary_raw(struct rpc_channel *channel, const struct method *method, grpc_byte_buffer *request, const struct md_list *metadata,
+                       struct rpc_call *parent, int64_t deadline_ms, bool wait_for_ready, unary_done done, void *ud)
+{
+    (void)unary_start(channel, method, request, metadata, parent, deadline_ms, wait_for_ready, done, ud, false);
 }
 
 static int64_t deadline_of(const struct method *method, const struct rpc_options *options)
@@ -257,8 +270,10 @@ static void on_async(void *ud, int status, grpc_byte_buffer *response, const str
     free(async);
 }
 
-void rpc_unary_async(struct rpc_channel *channel, const struct method *method, const ProtobufCMessage *request, const struct rpc_options *options,
-                     void (*done)(int status, const ProtobufCMessage *response, const struct error *err, void *ud), void *ud)
+/* The handle of a unary call is the call itself. */
+static struct rpc_unary *async_start(struct rpc_channel *channel, const struct method *method, const ProtobufCMessage *request,
+                                     const struct rpc_options *options,
+                                     void (*done)(int status, const ProtobufCMessage *response, const struct error *err, void *ud), void *ud, bool keep)
 {
     struct error err = ERROR_INIT;
     struct md_list metadata = {0};
@@ -270,16 +285,42 @@ void rpc_unary_async(struct rpc_channel *channel, const struct method *method, c
             grpc_byte_buffer_destroy(buffer);
         md_free(&metadata);
         done(err.code, NULL, &err, ud);
-        return;
+        return NULL;
     }
     struct async *async = xcalloc(1, sizeof(*async));
     async->method = method;
     async->done = done;
     async->ud = ud;
-    client__unary_raw(channel, method, buffer, &metadata, (struct rpc_call *)options->on_behalf_of, deadline_of(method, options),
-                      options->wait_for_ready, on_async, async);
+    grpc_call *kept = unary_start(channel, method, buffer, &metadata, (struct rpc_call *)options->on_behalf_of, deadline_of(method, options),
+                                  options->wait_for_ready, on_async, async, keep);
     grpc_byte_buffer_destroy(buffer);
     md_free(&metadata);
+    return (struct rpc_unary *)kept;
+}
+
+void rpc_unary_async(struct rpc_channel *channel, const struct method *method, const ProtobufCMessage *request, const struct rpc_options *options,
+                     void (*done)(int status, const ProtobufCMessage *response, const struct error *err, void *ud), void *ud)
+{
+    (void)async_start(channel, method, request, options, done, ud, false);
+}
+
+struct rpc_unary *rpc_unary_start(struct rpc_channel *channel, const struct method *method, const ProtobufCMessage *request,
+                                  const struct rpc_options *options,
+                                  void (*done)(int status, const ProtobufCMessage *response, const struct error *err, void *ud), void *ud)
+{
+    return async_start(channel, method, request, options, done, ud, true);
+}
+
+void rpc_unary_cancel(struct rpc_unary *unary)
+{
+    if (unary != NULL)
+        grpc_call_cancel((grpc_call *)unary, NULL);
+}
+
+void rpc_unary_free(struct rpc_unary *unary)
+{
+    if (unary != NULL)
+        grpc_call_unref((grpc_call *)unary);
 }
 
 struct waiter {

@@ -151,6 +151,13 @@ int rpc_unary(struct rpc_channel *channel, const char *service, const char *meth
 /* Unary, asynchronous: `done` runs once on a completion-queue thread (must not block); response NULL on error, valid during the call only. */
 void rpc_unary_async(struct rpc_channel *channel, const struct method *method, const ProtobufCMessage *request, const struct rpc_options *options,
                      void (*done)(int status, const ProtobufCMessage *response, const struct error *err, void *ud), void *ud);
+/* The same with a handle, so that the call can be cancelled (`done` runs then too) from any thread, also after its end. The caller frees the handle.
+ * NULL, after `done` ran, when the call could not be started. NULL is fine for both functions. */
+struct rpc_unary;
+struct rpc_unary *rpc_unary_start(struct rpc_channel *channel, const struct method *method, const ProtobufCMessage *request, const struct rpc_options *options,
+                                  void (*done)(int status, const ProtobufCMessage *response, const struct error *err, void *ud), void *ud);
+void rpc_unary_cancel(struct rpc_unary *unary);
+void rpc_unary_free(struct rpc_unary *unary);
 /* Opens a stream (any of the three streaming kinds; for server streaming `request` is sent and closed). NULL only for an unknown method. Failures
  * to connect show up at recv / on_done. */
 struct rpc_call *rpc_open(struct rpc_channel *channel, const char *service, const char *method, const ProtobufCMessage *request,
