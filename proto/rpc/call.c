@@ -81,7 +81,7 @@ void rpc_call_unref(struct rpc_call *call)
         if (call->is_server) {
             struct error err;
             error_set(&err, STATUS_UNKNOWN, "the call was given up without an answer");
-            rpc_finish(call, NULL, err.code, &err);
+            server__finish_raw(call, NULL, err.code, &err); /* ignored after rpc_finish, as usual */
         } else {
             rpc_cancel(call);
         }

@@ -191,7 +191,10 @@ bool forward__retry(struct rpc_call *call, int status, const struct error *err, 
         return false;
     if (!leader && (method->write || call->attempt > 0)) /* an agent does not remember request ids; and its member is where it is */
         return false;
-    if (rpc_call_cancelled(call))
+    pthread_mutex_lock(&call->lock);
+    bool over = call->finish_wanted || call->done;
+    pthread_mutex_unlock(&call->lock);
+    if (over)
         return false;
     if (method->write && (unknown || (broken && !never_sent(err))))
         call->maybe_done = true;

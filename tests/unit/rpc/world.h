@@ -224,6 +224,7 @@ static int world_setup(void **state)
     static const struct rpc_binding operations[] = {{"Connect", connect_operation}};
     struct error err = ERROR_INIT;
 
+    log_init("test", LOG_LEVEL_WARN);
     registry_init();
     rpc_init();
     rpc_set_policy(&world_policy);
