@@ -91,15 +91,6 @@ static void sizes_cut_front(struct raft_shim_sizes *sizes, uint64_t first)
     }
 }
 
-static uint64_t sizes_from(const struct raft_shim_sizes *sizes, uint64_t index)
-{
-    uint64_t total = 0;
-    for (uint64_t i = index < sizes->first ? sizes->first : index; i < sizes->first + sizes->count; i++) {
-        total += sizes_at(sizes, i);
-    }
-    return total;
-}
-
 /* ---- S1: errors that libraft swallows end the process ---- */
 
 /* G17, N4: a conflict with a committed entry is only traced, then memory is freed twice. The trace comes first. */
@@ -193,11 +184,58 @@ static int shim_set_vote(struct raft_io *io, raft_id id)
     return 0;
 }
 
+static bool only_voter_is(const struct raft_configuration *configuration, raft_id id)
+{
+    bool found = false;
+    for (unsigned i = 0; i < configuration->n; i++) {
+        if (configuration->servers[i].role == RAFT_VOTER) {
+            if (configuration->servers[i].id != id) {
+                return false;
+            }
+            found = true;
+        }
+    }
+    return found;
+}
+
+/* Whether the last configuration on disk has this member as its only voter. */
+static bool loads_alone(raft_id id, const struct raft_snapshot *snapshot, const struct raft_entry *entries, size_t n)
+{
+    for (size_t i = n; i > 0; i--) {
+        if (entries[i - 1].type == RAFT_CHANGE) {
+            struct raft_configuration configuration;
+            raft_configuration_init(&configuration);
+            bool alone = raft_configuration_decode(&entries[i - 1].buf, &configuration) == 0 && only_voter_is(&configuration, id);
+            raft_configuration_close(&configuration);
+            return alone;
+        }
+    }
+    return snapshot != NULL && only_voter_is(&snapshot->configuration, id);
+}
+
+/* G11: an only voter leads at once in the term that it finds on disk, which it, or a lost leader, has led before. What was sent to stand-bys in that
+ * term and is not on this disk would be written again, different, under the same index and term. So it starts in a new term. */
+static int load_new_term(struct raft_shim *shim, raft_term *term, raft_id *voted_for)
+{
+    int rv = shim->original.set_term(shim->io, *term + 1);
+    if (rv == 0) {
+        *term += 1;
+        *voted_for = 0;
+    }
+    return rv;
+}
+
 static int shim_load(struct raft_io *io, raft_term *term, raft_id *voted_for, struct raft_snapshot **snapshot, raft_index *start_index,
                      struct raft_entry *entries[], size_t *n_entries)
 {
     struct raft_shim *shim = shim_of(io);
     int rv = shim->original.load(io, term, voted_for, snapshot, start_index, entries, n_entries);
+    if (rv == 0 && loads_alone(shim->raft->id, *snapshot, *entries, *n_entries)) {
+        rv = load_new_term(shim, term, voted_for);
+        if (rv != 0) { /* what was loaded is lost with the process */
+            PANIC("raft metadata: term not written: %s: %s", raft_strerror(rv), io->errmsg);
+        }
+    }
     if (rv == 0) {
         shim->disk_term = *term;
         shim->disk_term_known = true;
@@ -448,24 +486,40 @@ static int shim_snapshot_put(struct raft_io *io, unsigned trailing, struct raft_
     return 0;
 }
 
+/* Bytes of the entries that were applied since the last snapshot; those never change any more. */
+static void applied_count(struct raft_shim *shim)
+{
+    raft_index since = shim->raft->trail.snapshot.index;
+    if (shim->applied.since != since) {
+        shim->applied.since = shim->applied.index = since;
+        shim->applied.bytes = 0;
+    }
+    while (shim->applied.index < shim->raft->last_applied) {
+        uint64_t index = ++shim->applied.index;
+        if (index >= shim->sizes.first && index < shim->sizes.first + shim->sizes.count) {
+            shim->applied.bytes += sizes_at(&shim->sizes, index);
+        }
+    }
+}
+
 /* The threshold of libraft counts entries; what matters is memory. So it is opened for one snapshot when bytes or entries say so. */
 static void snapshot_decide(struct raft_shim *shim)
 {
     struct raft *raft = shim->raft;
     uint64_t limit = shim->snapshot_bytes > shim->last_snapshot_bytes / 2 ? shim->snapshot_bytes : shim->last_snapshot_bytes / 2;
     raft_index since = raft->trail.snapshot.index;
-    raft_index last = raft_shim_last_index(raft);
     uint64_t now = shim_now(shim), kept = 0;
     unsigned trailing = 0;
+    applied_count(shim);
     if (shim->taking.active || raft->snapshot.installing || shim->closing || now < shim->snapshot_retry_at || raft->last_applied <= since) {
         return;
     }
-    if (last - since < shim->snapshot_entries && (shim->sizes.total < limit || sizes_from(&shim->sizes, since + 1) < limit)) {
+    if (raft->last_applied - since < shim->snapshot_entries && shim->applied.bytes < limit) {
         return;
     }
     for (uint64_t i = raft->last_applied; i >= shim->sizes.first && i < shim->sizes.first + shim->sizes.count; i--) {
         kept += sizes_at(&shim->sizes, i);
-        if (trailing >= RAFT_SHIM_TRAILING_MAX || kept > shim->snapshot_bytes) {
+        if (trailing >= RAFT_SHIM_TRAILING_MAX || kept > shim->snapshot_bytes / 2) {
             break;
         }
         trailing++;

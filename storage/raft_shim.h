@@ -43,6 +43,7 @@ struct raft_shim {
     raft_term disk_term;  /* G7 */
     bool disk_term_known;
     struct raft_shim_sizes sizes;
+    struct { raft_index since, index; uint64_t bytes; } applied; /* bytes in (since, index], since = last snapshot */
     uint64_t snapshot_bytes, last_snapshot_bytes;
     unsigned snapshot_entries;
     uint64_t snapshot_retry_at; /* ms; 0 = now */

@@ -202,8 +202,12 @@ static void test_propose_and_restart(void **state)
     for (unsigned round = 0; round < 3; round++) {
         app_init(&app);
         struct raft_node *node = start(*state, &app, 0);
+        struct raft_node_status status;
         WAIT(&app, app.leader);
         assert_int_equal(app.applied, round * 100); /* all of the log, before it serves */
+        assert_int_equal(raft_node_status(node, &status, NULL), STATUS_OK);
+        assert_int_equal(status.term, 2 + round); /* G11: never the same term twice */
+        raft_node_status_free(&status);
         propose(node, round * 100, round * 100 + 100);
         WAIT(&app, app.applied == round * 100 + 100);
         assert_int_equal(app.own, 100);
