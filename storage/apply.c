@@ -158,7 +158,10 @@ void db__apply(void *ud, uint64_t index, uint64_t term, const void *data, size_t
     struct error err = ERROR_INIT;
     db__must(entry_decode(data, len, &entry, &err), &err);
     if (entry.kind == ENTRY_DIGEST) {
-        if (db->opened) /* those of the past are not repeated at each start */
+        pthread_mutex_lock(&db->lock);
+        bool opened = db->opened; /* those of the past are not repeated at each start */
+        pthread_mutex_unlock(&db->lock);
+        if (opened)
             digester_add(db, index);
         finish(db, proposal, STATUS_OK, NULL, index);
         return;
@@ -182,25 +185,6 @@ void db__apply(void *ud, uint64_t index, uint64_t term, const void *data, size_t
     else
         apply_schema(db, index, &entry);
     finish(db, proposal, STATUS_OK, NULL, index);
-}
-
-/* What changed nothing needs no "unknown": it can be asked again. */
-static void requests_unknown(struct db *db, struct proposal *proposal)
-{
-    struct request *request;
-    struct error unknown = ERROR_INIT, nothing = ERROR_INIT;
-    error_set(&unknown, STATUS_UNKNOWN, "Leadership was lost while the write was in flight; it may or may not have been done");
-    unknown.not_leader = true;
-    unknown.leader = db->leader_id;
-    error_not_leader(&nothing, db->leader_id);
-    DL_FOREACH(proposal->requests, request) {
-        request->error = request->changed ? unknown : nothing;
-        request->status = request->error.code;
-        request->replayed = false;
-        buf_free(&request->result);
-    }
-    requests_finish(db, proposal->requests);
-    proposal->requests = NULL;
 }
 
 void db__abandoned(void *ud, void *handle, bool refused, const struct error *err)

@@ -155,10 +155,9 @@ int db_open(const struct db_config *config, struct db **out, struct error *err)
     return STATUS_OK;
 }
 
-void db_close(struct db *db)
+/* The node goes on until db_close, so that frames may still be handed to it; nobody waits for it any more. */
+void db_stop(struct db *db)
 {
-    if (!db)
-        return;
     struct error err = ERROR_INIT;
     error_set(&err, STATUS_UNAVAILABLE, "The database is closing");
     pthread_mutex_lock(&db->lock);
@@ -169,9 +168,20 @@ void db_close(struct db *db)
     queue_fail(db, &err);
     pthread_mutex_unlock(&db->lock);
     executor_stop(db);
-    raft_node_stop(db->raft); /* gives up what is in flight, so that its callers are answered */
     pthread_mutex_lock(&db->lock);
     queue_fail(db, &err); /* put back by the last batch */
+    if (db->pending)
+        requests_unknown(db, db->pending);
+    pthread_mutex_unlock(&db->lock);
+}
+
+void db_close(struct db *db)
+{
+    if (!db)
+        return;
+    db_stop(db);
+    raft_node_stop(db->raft);
+    pthread_mutex_lock(&db->lock);
     while (db->users)
         pthread_cond_wait(&db->changed, &db->lock); /* every wait of a caller is bounded */
     pthread_mutex_unlock(&db->lock);

@@ -33,6 +33,7 @@ enum {
     DB_DIGESTS_QUEUED_MAX = 4,
     DB_TABLES_MAX = 4096,             /* distinct tables in one entry */
     DB_COLUMNS_MAX = 2000,            /* SQLite's own limit */
+    DB_STOP_POLL_MS = 100,            /* how soon a reader that waits for the confirmation sees db_stop */
     DB_CONFIRM_TIMEOUT_MS = RAFT_ELECTION_TIMEOUT_MS * 8, /* twice of what raft_node promises */
 };
 
@@ -228,6 +229,7 @@ int executor_authorize(void *ud, int action, const char *a, const char *b, const
 void request_release(struct db *db, struct request *request);       /* lock held */
 void requests_finish(struct db *db, struct request *list);          /* answers all with what they hold; lock held */
 void requests_fail(struct db *db, struct request *list, int status, const struct error *err); /* lock held; replaces their outcome */
+void requests_unknown(struct db *db, struct proposal *proposal);    /* lock held; answers its callers, nobody knows the outcome */
 void queue_fail(struct db *db, const struct error *err);            /* lock held */
 void proposal_release(struct proposal *proposal);                   /* lock held */
 struct proposal *proposal_create(enum entry_kind kind, int refs);

@@ -48,6 +48,25 @@ void requests_fail(struct db *db, struct request *list, int status, const struct
     requests_finish(db, list);
 }
 
+/* What changed nothing needs no "unknown": it can be asked again. */
+void requests_unknown(struct db *db, struct proposal *proposal)
+{
+    struct request *request;
+    struct error unknown = ERROR_INIT, nothing = ERROR_INIT;
+    error_set(&unknown, STATUS_UNKNOWN, "Leadership was lost while the write was in flight; it may or may not have been done");
+    unknown.not_leader = true;
+    unknown.leader = db->leader_id;
+    error_not_leader(&nothing, db->leader_id);
+    DL_FOREACH(proposal->requests, request) {
+        request->error = request->changed ? unknown : nothing;
+        request->status = request->error.code;
+        request->replayed = false;
+        buf_free(&request->result);
+    }
+    requests_finish(db, proposal->requests);
+    proposal->requests = NULL;
+}
+
 void queue_fail(struct db *db, const struct error *err)
 {
     struct request *list = db->queue;

@@ -35,7 +35,7 @@ void db__leave(struct db *db)
 }
 
 /* ---- the leader, confirmed ---- */
-struct confirm { pthread_mutex_t lock; pthread_cond_t cond; int refs; bool done; int status; struct error err; struct db *db; };
+struct confirm { pthread_mutex_t lock; pthread_cond_t cond; int refs; bool done; int status; struct error err; };
 
 static void confirm_release(struct confirm *confirm) /* lock held; releases it */
 {
@@ -62,7 +62,6 @@ static void confirmed(void *ud, int status, const struct error *err)
 
 int db__confirm(struct db *db, struct error *err)
 {
-    struct timespec deadline;
     struct confirm *confirm = xcalloc(1, sizeof *confirm);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -71,13 +70,25 @@ int db__confirm(struct db *db, struct error *err)
     pthread_cond_init(&confirm->cond, &attr);
     pthread_condattr_destroy(&attr);
     confirm->refs = 2;
-    db__deadline(&deadline, DB_CONFIRM_TIMEOUT_MS);
+    int64_t end = time_mono_ms() + DB_CONFIRM_TIMEOUT_MS;
     raft_node_confirm_leader(db->raft, confirmed, confirm);
     pthread_mutex_lock(&confirm->lock);
-    while (!confirm->done && pthread_cond_timedwait(&confirm->cond, &confirm->lock, &deadline) != ETIMEDOUT)
-        ;
+    bool closing = false;
+    while (!confirm->done && !closing && time_mono_ms() < end) {
+        struct timespec slice;
+        db__deadline(&slice, DB_STOP_POLL_MS);
+        if (pthread_cond_timedwait(&confirm->cond, &confirm->lock, &slice) != ETIMEDOUT || confirm->done)
+            continue;
+        pthread_mutex_unlock(&confirm->lock); /* never two locks at once */
+        pthread_mutex_lock(&db->lock);
+        closing = db->closing;
+        pthread_mutex_unlock(&db->lock);
+        pthread_mutex_lock(&confirm->lock);
+    }
     int status = confirm->status;
-    if (!confirm->done)
+    if (!confirm->done && closing)
+        status = error_set(err, STATUS_UNAVAILABLE, "The database is closing");
+    else if (!confirm->done)
         status = error_set(err, STATUS_UNAVAILABLE, "The leader was not confirmed within %d ms", DB_CONFIRM_TIMEOUT_MS);
     else if (status != STATUS_OK && err)
         *err = confirm->err;
@@ -255,11 +266,11 @@ int db_digest_round(struct db *db, uint64_t *revision, struct error *err)
     buf_free(&data);
     db__deadline(&deadline, DB_WRITE_TIMEOUT_MS);
     pthread_mutex_lock(&db->lock);
-    while (!proposal->done && pthread_cond_timedwait(&db->changed, &db->lock, &deadline) != ETIMEDOUT)
+    while (!proposal->done && !db->closing && pthread_cond_timedwait(&db->changed, &db->lock, &deadline) != ETIMEDOUT)
         ;
     int status = proposal->status;
     if (!proposal->done)
-        status = error_set(err, STATUS_UNKNOWN, "The digest was not ordered within %d ms", DB_WRITE_TIMEOUT_MS);
+        status = error_set(err, STATUS_UNKNOWN, db->closing ? "The database is closing" : "The digest was not ordered in time");
     else if (status != STATUS_OK && err)
         *err = proposal->error;
     else if (revision)
