@@ -222,7 +222,7 @@ void call__send_locked(struct rpc_call *call)
     }
     call->sending = true;
     call__hold(call);
-    grpc_call_error rc = grpc_call_start_batch(call->call, ops, n, &call->send_tag, NULL);
+    grpc_call_error rc = grpc_call_start_batch(call->call, ops, n, tag_post(&call->send_tag), NULL);
     if (rc != GRPC_CALL_OK)
         core_panic(__FILE__, __LINE__, "write batch of %s refused: %s", call->method->path, grpc_call_error_to_string(rc));
     md_free(&trailing);
@@ -385,7 +385,7 @@ void call__read_locked(struct rpc_call *call)
     op.data.recv_message.recv_message = &call->incoming;
     call->reading = true;
     call__hold(call);
-    grpc_call_error rc = grpc_call_start_batch(call->call, &op, 1, &call->recv_tag, NULL);
+    grpc_call_error rc = grpc_call_start_batch(call->call, &op, 1, tag_post(&call->recv_tag), NULL);
     if (rc != GRPC_CALL_OK)
         core_panic(__FILE__, __LINE__, "read batch of %s refused: %s", call->method->path, grpc_call_error_to_string(rc));
 }

@@ -196,7 +196,9 @@ static grpc_call *unary_start(struct rpc_channel *channel, const struct method *
         kept = unary->call;
         grpc_call_ref(kept); /* before it can end */
     }
-    grpc_call_error rc = grpc_call_start_batch(unary->call, ops, 6, unary, NULL);
+    grpc_call *call = unary->call; /* unary may be gone as soon as the batch runs */
+    struct tag *tag = tag_post(&unary->tag);
+    grpc_call_error rc = grpc_call_start_batch(call, ops, 6, tag, NULL);
     if (rc != GRPC_CALL_OK)
         core_panic(__FILE__, __LINE__, "call batch of %s refused: %s", method->path, grpc_call_error_to_string(rc));
     return kept;
@@ -415,7 +417,7 @@ struct rpc_call *client__open_raw(struct rpc_channel *channel, const struct meth
     ops[n].data.recv_status_on_client.status = &call->status;
     ops[n++].data.recv_status_on_client.status_details = &call->status_details;
     call__hold(call);
-    grpc_call_error rc = grpc_call_start_batch(call->call, ops, n, &call->end_tag, NULL);
+    grpc_call_error rc = grpc_call_start_batch(call->call, ops, n, tag_post(&call->end_tag), NULL);
     covey_assert(rc == GRPC_CALL_OK);
 
     memset(ops, 0, sizeof(ops));
@@ -436,7 +438,7 @@ struct rpc_call *client__open_raw(struct rpc_channel *channel, const struct meth
     }
     call->sending = true;
     call__hold(call);
-    rc = grpc_call_start_batch(call->call, ops, n, &call->send_tag, NULL);
+    rc = grpc_call_start_batch(call->call, ops, n, tag_post(&call->send_tag), NULL);
     covey_assert(rc == GRPC_CALL_OK);
     pthread_mutex_unlock(&call->lock);
     return call;

@@ -45,6 +45,7 @@ static void *queue_main(void *arg)
         if (event.type != GRPC_OP_COMPLETE)
             continue;
         struct tag *tag = event.tag;
+        atomic_load_explicit(&tag->posted, memory_order_acquire);
         tag->fn(tag, event.success != 0);
     }
 }
@@ -62,6 +63,7 @@ void rpc_init(void)
     covey_assert(!rt.running);
     gpr_set_log_function(log_from_grpc);
     gpr_set_log_verbosity(log_on(LOG_LEVEL_DEBUG) ? GPR_LOG_SEVERITY_DEBUG : GPR_LOG_SEVERITY_ERROR);
+    tls_init();
     grpc_init();
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     rt.count = cores < 4 ? 1 : (unsigned)(cores / 2);

@@ -28,7 +28,14 @@ enum {
 /* Everything given to a completion queue starts with this. */
 struct tag {
     void (*fn)(struct tag *tag, bool ok);
+    /* Hands what we wrote to the queue thread in a way that race detectors can see: gRPC's own hand-over is invisible to them. */
+    atomic_uint posted;
 };
+static inline struct tag *tag_post(struct tag *tag)
+{
+    atomic_fetch_add_explicit(&tag->posted, 1, memory_order_release);
+    return tag;
+}
 
 /* A message that waits to be written. `done` (may be NULL) runs once without locks held: written (ok) or dropped. */
 struct outgoing {
@@ -194,6 +201,7 @@ void server__run_local(struct rpc_call *call); /* worker thread; takes the handl
 void server__fail(struct rpc_call *call, int status, const struct error *err); /* finish without retry, gives the handler's reference back */
 
 /* ---- tls.c ---- */
+void tls_init(void);
 struct tls_server; /* the identity that new handshakes use */
 struct tls_server *tls_server_create(const struct identity *identity);
 void tls_server_set(struct tls_server *tls, const struct identity *identity);

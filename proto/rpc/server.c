@@ -148,10 +148,10 @@ static void slot_request(struct slot *slot)
     grpc_metadata_array_init(&slot->metadata);
     if (slot->method == NULL) {
         grpc_call_details_init(&slot->details);
-        rc = grpc_server_request_call(endpoint->server, &slot->call, &slot->details, &slot->metadata, queue, queue, slot);
+        rc = grpc_server_request_call(endpoint->server, &slot->call, &slot->details, &slot->metadata, queue, queue, tag_post(&slot->tag));
     } else {
         rc = grpc_server_request_registered_call(endpoint->server, endpoint->methods[slot->method->index], &slot->call, &slot->deadline,
-                                                 &slot->metadata, slot->method->client_streaming ? NULL : &slot->payload, queue, queue, slot);
+                                                 &slot->metadata, slot->method->client_streaming ? NULL : &slot->payload, queue, queue, tag_post(&slot->tag));
     }
     if (rc != GRPC_CALL_OK)
         core_panic(__FILE__, __LINE__, "cannot request calls: %s", grpc_call_error_to_string(rc));
@@ -210,7 +210,7 @@ static void accept_call(struct rpc_call *call)
     op.data.recv_close_on_server.cancelled = &call->cancelled;
     call->end_tag.fn = on_close;
     call__hold(call);
-    grpc_call_error rc = grpc_call_start_batch(call->call, &op, 1, &call->end_tag, NULL);
+    grpc_call_error rc = grpc_call_start_batch(call->call, &op, 1, tag_post(&call->end_tag), NULL);
     covey_assert(rc == GRPC_CALL_OK);
     if (call->method == &unknown_method)
         error_set(&err, STATUS_UNIMPLEMENTED, "not implemented");
@@ -576,7 +576,7 @@ void rpc_server_destroy(struct rpc_server *server, int64_t grace_ms)
         return;
     stop_accepting(server);
     for (struct endpoint *endpoint = server->endpoints; endpoint != NULL; endpoint = endpoint->next)
-        grpc_server_shutdown_and_notify(endpoint->server, rpc__queue(0), &endpoint->shutdown_tag);
+        grpc_server_shutdown_and_notify(endpoint->server, rpc__queue(0), tag_post(&endpoint->shutdown_tag));
     int64_t until = time_mono_ms() + grace_ms;
     pthread_mutex_lock(&server->lock);
     while (!all_stopped_locked(server) && rpc__cond_wait(&server->changed, &server->lock, until))

@@ -10,10 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* libgrpc 1.51 can limit the protocol version, but only its C++ classes show it: no C function does. The two methods are exported, so they are
- * bound by name, weakly: a library without them leaves gRPC's default (TLS 1.2 to 1.3). The C handles are pointers to these very classes. */
-extern void grpc_server_min_version(grpc_server_credentials *credentials, int version)
-    __asm__("_ZN27grpc_ssl_server_credentials19set_min_tls_versionE16grpc_tls_version") __attribute__((weak));
+/* TLS 1.3 only. libgrpc 1.51 has no C function for the lowest version, and its C++ one does not reach servers with a config fetcher (tried). But
+ * the cipher list of TLS 1.2 can be set, TLS 1.3 has its own: a list that nobody can use (there are no pre-shared keys) leaves only TLS 1.3. Must
+ * run before gRPC makes its first credentials, and while the process has one thread. */
+void tls_init(void)
+{
+    if (setenv("GRPC_SSL_CIPHER_SUITES", "PSK-AES256-GCM-SHA384", 1) != 0)
+        core_oom();
+}
 
 /* ---- server ---- */
 
@@ -73,10 +77,7 @@ grpc_server_credentials *tls_server_credentials(struct tls_server *tls)
 {
     grpc_ssl_server_credentials_options *options = grpc_ssl_server_credentials_create_options_using_config_fetcher(
         GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_BUT_DONT_VERIFY, fetch_config, tls);
-    grpc_server_credentials *credentials = grpc_ssl_server_credentials_create_with_options(options);
-    if (credentials != NULL && grpc_server_min_version != NULL)
-        grpc_server_min_version(credentials, TLS1_3);
-    return credentials;
+    return grpc_ssl_server_credentials_create_with_options(options);
 }
 
 /* ---- client ---- */
