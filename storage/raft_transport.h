@@ -24,6 +24,8 @@ struct raft_transport_config {
 /* Binds the service covey.internal.v1.Raft on first use (once per process; only one transport lives at a time). */
 struct raft_transport *raft_transport_create(const struct raft_transport_config *config);
 void raft_transport_send(struct raft_transport *transport, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame);
+/* Bytes sent to the peer that it has not taken off its stream (acknowledged by RaftAck messages). */
+uint64_t raft_transport_queued(struct raft_transport *transport, uint64_t peer);
 /* Closes the stream to a peer (removed, or its address changed): the next send opens a new one. */
 void raft_transport_reset(struct raft_transport *transport, uint64_t peer);
 void raft_transport_destroy(struct raft_transport *transport);
