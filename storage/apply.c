@@ -175,7 +175,7 @@ void db__apply(void *ud, uint64_t index, uint64_t term, const void *data, size_t
         finish(db, proposal, STATUS_UNAVAILABLE, &err, 0);
         return;
     }
-    if (proposal && entry.kind == ENTRY_ROWS) {
+    if (proposal && proposal->kind == ENTRY_ROWS) {
         covey_assert(!proposal->lost && db->pending == proposal && db->turn == TURN_PENDING);
         apply_own(db, index, &entry, proposal);
         return;

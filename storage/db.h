@@ -46,7 +46,9 @@ bool db_exists(const char *dir); /* has Raft data */
 int db_wipe(const char *dir, struct error *err);
 
 int db_open(const struct db_config *config, struct db **out, struct error *err);
-void db_close(struct db *db); /* waiting callers get STATUS_UNAVAILABLE; NULL is fine */
+/* Answers every waiting call with STATUS_UNAVAILABLE and refuses new ones; the handle stays valid until db_close. */
+void db_stop(struct db *db);
+void db_close(struct db *db); /* db_stop, then frees: no call may be inside any more; NULL is fine */
 struct raft_node *db_raft(struct db *db);
 
 /* The number of the schema that this code writes (length of the list of schema steps in storage/schema). */

@@ -183,6 +183,8 @@ static bool request_run(struct db *db, struct request *request)
         return false;
     }
     if (request->status != STATUS_OK) {
+        if (request->error.code == STATUS_OK) /* fn gave no text */
+            error_set(&request->error, (enum status)request->status, "%s", status_name((enum status)request->status));
         db__must(sql__control(db->exec, SQL_ROLLBACK_TO, &err), &err);
         capture_cut(&db->capture, mark);
         buf_free(&request->result);

@@ -31,8 +31,8 @@ bool sql_null(struct sql_stmt *stmt, int column);
 int sql_columns(struct sql_stmt *stmt);
 int sql_done(struct sql_stmt *stmt, struct error *err); /* resets and gives the statement back */
 
-/* Runs a statement that returns no rows. Constraint violations give STATUS_ALREADY_EXISTS (UNIQUE, PRIMARY KEY) or STATUS_FAILED_PRECONDITION, others
- * STATUS_INTERNAL, with SQLite's text. */
+/* Runs a statement that returns no rows. Constraint violations give STATUS_ALREADY_EXISTS (UNIQUE, PRIMARY KEY) or STATUS_FAILED_PRECONDITION (also
+ * for what a db_write may not do: transactions, schema changes, …), others STATUS_INTERNAL, with SQLite's text. */
 int sql_exec(struct sql *sql, struct error *err, const char *text, const char *types, ...);
 /* First column of the first row as integer / malloc'ed text; STATUS_NOT_FOUND without a row. */
 int sql_get_int(struct sql *sql, int64_t *out, struct error *err, const char *text, const char *types, ...);

@@ -1,6 +1,6 @@
 /* The replicated database through real Raft nodes: one member, and three members in one process joined by a small network
  * of queues. Every wait is a condition with a limit. */
-#include "storage/db_private.h"
+#include "storage/rowlog.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -428,6 +428,156 @@ static void many_writers(void **state)
     world_close(world);
 }
 
+/* An entry made on another state than the current one is void, now and at every replay. */
+static void void_entry(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct world *world = world_open();
+    assert_int_equal(write_surely(world, NULL, set_key, "first", NULL), STATUS_OK);
+    struct db *db = world->members[1].db;
+    struct buf body = {0}, data = {0};
+    rowlog_put_number(&body, 6);
+    buf_puts(&body, "config");
+    buf_add(&body, "\4\0\2", 3); /* DELETE FROM config WHERE rowid = 1 */
+    pthread_mutex_lock(&db->lock);
+    struct entry entry = {.kind = ENTRY_ROWS, .base = db->revision - 1, .schema_version = (uint32_t)db->schema_version, .count = 1, .tables = 1,
+                          .body = (const uint8_t *)body.data, .body_len = body.len};
+    pthread_mutex_unlock(&db->lock);
+    char digests[3][65];
+    for (int i = 0; i < 2; i++, entry.base++) { /* then once more on the current state: the entry itself is good */
+        struct proposal *proposal = proposal_create(ENTRY_DIGEST, 2);
+        int64_t end = time_mono_ms() + WAIT_MS;
+        bool done = false;
+        data.len = 0;
+        entry_encode(&entry, &data);
+        raft_node_propose(db_raft(db), data.data, data.len, proposal);
+        while (!done && time_mono_ms() < end) {
+            nap();
+            pthread_mutex_lock(&db->lock);
+            done = proposal->done;
+            pthread_mutex_unlock(&db->lock);
+        }
+        assert_true(done);
+        assert_int_equal(proposal->status, i == 0 ? STATUS_UNAVAILABLE : STATUS_OK);
+        pthread_mutex_lock(&db->lock);
+        proposal_release(proposal);
+        pthread_mutex_unlock(&db->lock);
+        assert_int_equal(config_rows(db, DB_LOCAL), i == 0 ? 1 : 0);
+        ok(db_digest(db, digests[i], NULL, &err));
+    }
+    member_close(world, 1);
+    member_open(world, 1);
+    leader_of(world);
+    ok(db_digest(world->members[1].db, digests[2], NULL, &err));
+    assert_string_not_equal(digests[0], digests[1]);
+    assert_string_equal(digests[1], digests[2]);
+    buf_free(&body);
+    buf_free(&data);
+    world_close(world);
+}
+
+static int old_keys(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_script(sql, "INSERT INTO requests (key, done_at, result) VALUES ('old1', 1, x''), ('old2', 2, NULL)", err);
+}
+
+static int count_old(struct sql *sql, void *ud, struct error *err)
+{
+    return sql_get_int(sql, ud, err, "SELECT count(*) FROM requests WHERE key LIKE 'old%'", "");
+}
+
+static int no_text(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return STATUS_ABORTED;
+}
+
+static void old_requests(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct world *world = world_open();
+    int64_t end = time_mono_ms() + WAIT_MS, count = 2;
+    char digests[2][65];
+    assert_int_equal(write_surely(world, "young", old_keys, NULL, NULL), STATUS_OK);
+    struct db *db = world->members[1].db;
+    assert_int_equal(db_write(db, NULL, no_text, NULL, NULL, NULL, NULL, &err), STATUS_ABORTED);
+    assert_int_equal(err.code, STATUS_ABORTED);
+    for (int i = 0; count && time_mono_ms() < end; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "n%d", i);
+        ok(db_write(db, name, set_key, name, NULL, NULL, NULL, &err));
+        ok(db_read(db, DB_LOCAL, count_old, &count, NULL, &err));
+        nap();
+    }
+    assert_int_equal(count, 0);
+    bool replayed = false;
+    ok(db_write(db, "young", old_keys, NULL, NULL, &replayed, NULL, &err));
+    assert_true(replayed);
+    ok(db_digest(db, digests[0], NULL, &err));
+    member_close(world, 1);
+    member_open(world, 1);
+    leader_of(world);
+    ok(db_digest(world->members[1].db, digests[1], NULL, &err));
+    assert_string_equal(digests[0], digests[1]);
+    world_close(world);
+}
+
+struct slow_reader { struct db *db; pthread_t thread; atomic_bool stop; int reads; };
+
+static int slow_read(struct sql *sql, void *ud, struct error *err)
+{
+    for (int i = 0; i < 15; i++)
+        nap();
+    return STATUS_OK;
+}
+
+static void *slow_reader_main(void *arg)
+{
+    struct slow_reader *reader = arg;
+    while (!atomic_load(&reader->stop))
+        reader->reads += db_read(reader->db, DB_LOCAL, slow_read, NULL, NULL, NULL) == STATUS_OK;
+    return NULL;
+}
+
+static int blob(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_exec(sql, err, "INSERT INTO cluster (id, uuid, certificate) VALUES (1, '', hex(randomblob(1500000)))"
+                    " ON CONFLICT (id) DO UPDATE SET certificate = hex(randomblob(1500000))", "");
+}
+
+/* Reads that overlap all the time would let the WAL grow for ever. */
+static void wal_is_bounded(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct world *world = world_open();
+    struct slow_reader readers[3] = {0};
+    assert_int_equal(write_surely(world, NULL, set_key, "first", NULL), STATUS_OK);
+    struct db *db = world->members[1].db;
+    for (int i = 0; i < 3; i++) {
+        readers[i].db = db;
+        assert_int_equal(pthread_create(&readers[i].thread, NULL, slow_reader_main, &readers[i]), 0);
+        usleep(10000); /* out of step */
+    }
+    int high = 0, low = 0;
+    int64_t end = time_mono_ms() + WAIT_MS;
+    for (int i = 0; !low && time_mono_ms() < end; i++) {
+        if (high <= DB_WAL_PAGES_MAX)
+            ok(db_write(db, NULL, blob, NULL, NULL, NULL, NULL, &err));
+        pthread_mutex_lock(&db->lock);
+        high = db->wal_pages > high ? db->wal_pages : high;
+        low = high > DB_WAL_PAGES_MAX && db->wal_pages == 0;
+        pthread_mutex_unlock(&db->lock);
+        nap();
+    }
+    assert_true(high > DB_WAL_PAGES_MAX);
+    assert_true(low);
+    for (int i = 0; i < 3; i++) {
+        atomic_store(&readers[i].stop, true);
+        pthread_join(readers[i].thread, NULL);
+        assert_true(readers[i].reads > 0);
+    }
+    world_close(world);
+}
+
 /* ---- three members ---- */
 static void form_three(struct world *world)
 {
@@ -544,6 +694,7 @@ int main(void)
     log_init("db_test", LOG_LEVEL_WARN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(write_read_reopen), cmocka_unit_test(refusals), cmocka_unit_test(many_writers),
+        cmocka_unit_test(void_entry), cmocka_unit_test(old_requests), cmocka_unit_test(wal_is_bounded),
         cmocka_unit_test(leader_lost), cmocka_unit_test(lagging_member),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
