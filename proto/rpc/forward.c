@@ -263,6 +263,11 @@ void forward__dispatch(struct rpc_call *call)
         server__run_local(call);
         return;
     }
+    if (rpc_call_cancelled(call)) { /* while it waited for a worker or for its next attempt */
+        error_set(&err, STATUS_CANCELLED, "the call was cancelled");
+        server__fail(call, err.code, &err);
+        return;
+    }
     if (call->route_until_ms == 0) {
         call->route_until_ms = time_mono_ms() + RPC_RETRY_MS_MAX;
         if (call->deadline_ms < call->route_until_ms)
