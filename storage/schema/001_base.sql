@@ -17,6 +17,7 @@ CREATE TABLE nodes (
   arch INTEGER NOT NULL CHECK (arch > 0),
   failure_domain_id INTEGER REFERENCES nodes_failure_domains (id) ON DELETE SET NULL,
   fingerprint TEXT NOT NULL DEFAULT '',            -- of the member's server certificate
+  join_id TEXT NOT NULL DEFAULT '',                -- made by the joiner: the same id resumes an interrupted join
   created_at INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE nodes_config (

@@ -1,0 +1,682 @@
+/* Attach: one stream from every member to the leader. Upwards: liveness (a report each second), statuses of containers, what view the member acts by.
+ * Downwards: the view when it changed, and events.
+ *
+ * Leader's side: reports arrive on completion-queue threads and only touch the table under `lock`; one sender thread writes to all streams without
+ * blocking (a stream whose queue is full is cut; it comes back and goes on from its last event). Member's side: one thread. Silence is measured by the
+ * monotonic clock; after a change of leader every member has one full threshold of grace. */
+#include "cluster.h"
+
+#include "server/config/keys.h"
+#include "server/daemon/state.h"
+#include "server/events/events.h"
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <uthash.h>
+
+struct instance_entry {
+    char *key; /* project/name */
+    int64_t status, pid;
+    UT_hash_handle hh;
+};
+
+struct peer { /* leader's knowledge of a member; `lock` */
+    uint64_t id;
+    struct rpc_call *call; /* its stream, NULL when there is none */
+    int64_t last_seen_ms, last_seen_unix_ns;
+    uint64_t view_revision, sequence;
+    uint64_t events_sent;
+    uint64_t view_sent;
+    bool stopping;
+    struct instance_entry *instances;
+    UT_hash_handle hh;
+};
+
+static struct {
+    struct daemon *daemon;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool leading, stop;
+    uint64_t generation; /* something to send */
+    struct peer *peers;
+    /* member's side */
+    pthread_t sender, reporter;
+    bool started;
+    struct rpc_call *upstream; /* the open stream to the leader */
+    bool upstream_lost;
+    uint64_t acting_revision, acting_term;
+    struct arena pending_arena;
+    Covey__Internal__V1__InstanceStatus *pending[1024]; /* changes not reported yet; overflow = send all */
+    size_t pending_count;
+    bool pending_all;
+    bool wake;
+} attach = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void until(struct timespec *ts, int64_t ms)
+{
+    clock_gettime(CLOCK_MONOTONIC, ts);
+    ts->tv_sec += ms / 1000;
+    ts->tv_nsec += ms % 1000 * 1000000;
+    if (ts->tv_nsec >= 1000000000) {
+        ts->tv_sec++;
+        ts->tv_nsec -= 1000000000;
+    }
+}
+
+static struct peer *peer_find(uint64_t id)
+{
+    struct peer *peer = NULL;
+    HASH_FIND(hh, attach.peers, &id, sizeof id, peer);
+    return peer;
+}
+
+static struct peer *peer_get(uint64_t id)
+{
+    struct peer *peer = peer_find(id);
+    if (peer == NULL) {
+        peer = xcalloc(1, sizeof *peer);
+        peer->id = id;
+        peer->last_seen_ms = time_mono_ms();
+        peer->last_seen_unix_ns = time_unix_ns();
+        HASH_ADD(hh, attach.peers, id, sizeof peer->id, peer);
+    }
+    return peer;
+}
+
+static void instances_clear(struct peer *peer)
+{
+    struct instance_entry *entry, *next;
+    HASH_ITER(hh, peer->instances, entry, next) {
+        HASH_DEL(peer->instances, entry);
+        free(entry->key);
+        free(entry);
+    }
+}
+
+static void instance_put(struct peer *peer, const Covey__Internal__V1__InstanceStatus *status)
+{
+    char key[512];
+    snprintf(key, sizeof key, "%s/%s", status->project, status->name);
+    struct instance_entry *entry = NULL;
+    HASH_FIND_STR(peer->instances, key, entry);
+    if (status->status_code == 0) { /* gone from the host */
+        if (entry != NULL) {
+            HASH_DEL(peer->instances, entry);
+            free(entry->key);
+            free(entry);
+        }
+        return;
+    }
+    if (entry == NULL) {
+        entry = xcalloc(1, sizeof *entry);
+        entry->key = xstrdup(key);
+        HASH_ADD_KEYPTR(hh, peer->instances, entry->key, strlen(entry->key), entry);
+    }
+    entry->status = status->status_code;
+    entry->pid = status->pid;
+}
+
+static void peer_free(struct peer *peer)
+{
+    HASH_DEL(attach.peers, peer);
+    if (peer->call != NULL) {
+        struct error gone = ERROR_INIT;
+        error_not_leader(&gone, 0);
+        rpc_finish(peer->call, NULL, gone.code, &gone);
+        rpc_call_unref(peer->call);
+    }
+    instances_clear(peer);
+    free(peer);
+}
+
+/* ---- leader's side ---- */
+
+static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, void *ud)
+{
+    const Covey__Internal__V1__MemberReport *report = (const Covey__Internal__V1__MemberReport *)message;
+    struct caller const *caller = rpc_caller(call);
+    if (message == NULL) {
+        return true;
+    }
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(report->id);
+    if (!attach.leading) {
+        pthread_mutex_unlock(&attach.lock);
+        struct error err = ERROR_INIT;
+        error_not_leader(&err, daemon_leader_id(attach.daemon));
+        rpc_finish(call, NULL, err.code, &err);
+        return false;
+    }
+    if (peer == NULL || peer->call != call) { /* first report of this stream */
+        const struct view *view = view_get();
+        const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, report->id);
+        bool ok = member != NULL && strcmp(member->fingerprint, caller->fingerprint) == 0;
+        view_unref(view);
+        if (!ok) {
+            pthread_mutex_unlock(&attach.lock);
+            struct error err = ERROR_INIT;
+            error_set(&err, STATUS_PERMISSION_DENIED, "not authorized");
+            rpc_finish(call, NULL, err.code, &err);
+            return false;
+        }
+        peer = peer_get(report->id);
+        struct rpc_call *old = peer->call;
+        peer->call = rpc_call_ref(call);
+        peer->events_sent = report->event_number;
+        peer->view_sent = 0;
+        peer->stopping = false;
+        if (old != NULL) {
+            rpc_finish(old, NULL, STATUS_CANCELLED, NULL);
+            rpc_call_unref(old);
+        }
+        if (report->event_number == 0 || report->event_number > events_last()) {
+            peer->events_sent = events_last(); /* a fresh member: from now on */
+        }
+        attach.generation++;
+        log_info("attach.member", "member=%" PRIu64, report->id);
+    }
+    peer->last_seen_ms = time_mono_ms();
+    peer->last_seen_unix_ns = time_unix_ns();
+    peer->sequence = report->sequence;
+    if (report->view_revision > peer->view_revision || report->sequence <= 1) {
+        peer->view_revision = report->view_revision;
+    }
+    peer->stopping = report->stopping;
+    if (report->instances_complete) {
+        instances_clear(peer);
+    }
+    for (size_t i = 0; i < report->n_instances; i++) {
+        instance_put(peer, report->instances[i]);
+    }
+    pthread_cond_broadcast(&attach.changed);
+    pthread_mutex_unlock(&attach.lock);
+    return true;
+}
+
+static void on_stream_done(struct rpc_call *call, void *ud)
+{
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer, *next;
+    HASH_ITER(hh, attach.peers, peer, next) {
+        if (peer->call == call) {
+            peer->call = NULL;
+            rpc_call_unref(call);
+            log_info("attach.lost", "member=%" PRIu64, peer->id);
+        }
+    }
+    pthread_cond_broadcast(&attach.changed);
+    pthread_mutex_unlock(&attach.lock);
+}
+
+static int serve_attach(struct rpc_call *call, const ProtobufCMessage *request, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    if (!daemon_leads(attach.daemon)) {
+        return error_not_leader(err, daemon_leader_id(attach.daemon));
+    }
+    rpc_call_on_done(call, on_stream_done, NULL);
+    rpc_on_message(call, on_report, NULL);
+    return RPC_LATER;
+}
+
+/* Sends view and events to one stream; false when its queue is full (the stream is cut). */
+static bool feed(struct peer *peer, const struct view *view, uint64_t last_event)
+{
+    struct arena arena;
+    arena_init(&arena);
+    Covey__Internal__V1__LeaderReport report = COVEY__INTERNAL__V1__LEADER_REPORT__INIT;
+    bool due = false, ok = true;
+    uint64_t revision = view->message->revision;
+    if (revision > peer->view_sent) {
+        report.view = view->message;
+        due = true;
+    }
+    if (last_event > peer->events_sent) {
+        if (events_after(peer->events_sent, &arena, &report.events, &report.n_events)) {
+            due = due || report.n_events > 0;
+        } else {
+            ok = false; /* it missed events that are not kept: cut, so that its watchers end instead of skipping */
+        }
+    }
+    if (ok && due) {
+        report.sequence = peer->sequence;
+        report.term = view->message->term;
+        ok = rpc_try_send(peer->call, &report.base, NULL) == STATUS_OK;
+        if (ok) {
+            peer->view_sent = revision > peer->view_sent ? revision : peer->view_sent;
+            peer->events_sent = report.n_events > 0 ? report.events[report.n_events - 1]->number : peer->events_sent;
+        }
+    }
+    arena_clear(&arena);
+    return ok;
+}
+
+static void *sender_main(void *ud)
+{
+    uint64_t seen = 0;
+    pthread_mutex_lock(&attach.lock);
+    while (!attach.stop) {
+        if (attach.generation == seen) {
+            pthread_cond_wait(&attach.changed, &attach.lock);
+            continue;
+        }
+        seen = attach.generation;
+        if (!attach.leading) {
+            continue;
+        }
+        pthread_mutex_unlock(&attach.lock);
+        const struct view *view = view_get();
+        uint64_t last = events_last();
+        pthread_mutex_lock(&attach.lock);
+        struct peer *peer, *next;
+        HASH_ITER(hh, attach.peers, peer, next) {
+            if (peer->call != NULL && view->message->leader_id == daemon_id(attach.daemon) && !feed(peer, view, last)) {
+                log_warn("attach.cut", "member=%" PRIu64 " reason=\"cannot keep up\"", peer->id);
+                struct rpc_call *call = peer->call;
+                peer->call = NULL;
+                rpc_finish(call, NULL, STATUS_RESOURCE_EXHAUSTED, NULL);
+                rpc_call_unref(call);
+            }
+        }
+        pthread_mutex_unlock(&attach.lock);
+        view_unref(view);
+        pthread_mutex_lock(&attach.lock);
+    }
+    pthread_mutex_unlock(&attach.lock);
+    return NULL;
+}
+
+static void something_to_send(void *ud)
+{
+    pthread_mutex_lock(&attach.lock);
+    attach.generation++;
+    pthread_cond_broadcast(&attach.changed);
+    pthread_mutex_unlock(&attach.lock);
+}
+
+void attach_view_changed(void)
+{
+    something_to_send(NULL);
+}
+
+void attach_lead(struct daemon *daemon, bool leader)
+{
+    const struct view *view = view_get();
+    struct arena arena;
+    arena_init(&arena);
+    Covey__Internal__V1__InstanceStatus **own = NULL;
+    size_t own_count = 0;
+    host_instances(daemon->host, &arena, &own, &own_count);
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer, *next;
+    HASH_ITER(hh, attach.peers, peer, next) {
+        peer_free(peer);
+    }
+    attach.leading = leader;
+    if (leader) {
+        for (size_t i = 0; i < view->message->n_members; i++) {
+            peer_get(view->message->members[i]->id);
+        }
+        struct peer *self = peer_get(daemon_id(daemon));
+        for (size_t i = 0; i < own_count; i++) {
+            instance_put(self, own[i]);
+        }
+    }
+    attach.generation++;
+    pthread_cond_broadcast(&attach.changed);
+    pthread_mutex_unlock(&attach.lock);
+    arena_clear(&arena);
+    view_unref(view);
+}
+
+void attach_forget(uint64_t member)
+{
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    if (peer != NULL) {
+        peer_free(peer);
+    }
+    pthread_mutex_unlock(&attach.lock);
+}
+
+int64_t attach_silence_ms(uint64_t member, int64_t *last_seen_unix_ns)
+{
+    int64_t silence = -1;
+    if (member == daemon_id(attach.daemon)) {
+        *last_seen_unix_ns = time_unix_ns();
+        return 0;
+    }
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    if (peer != NULL) {
+        silence = time_mono_ms() - peer->last_seen_ms;
+        *last_seen_unix_ns = peer->last_seen_unix_ns;
+    }
+    pthread_mutex_unlock(&attach.lock);
+    return silence;
+}
+
+bool attach_member_stopping(uint64_t member)
+{
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    bool stopping = peer != NULL && peer->stopping;
+    pthread_mutex_unlock(&attach.lock);
+    return stopping;
+}
+
+bool member_online(struct daemon *daemon, uint64_t id)
+{
+    if (id == daemon_id(daemon)) {
+        return true;
+    }
+    if (!daemon_leads(daemon)) {
+        const struct view *view = view_get();
+        const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, id);
+        bool online = member != NULL && member->online;
+        view_unref(view);
+        return online;
+    }
+    int64_t seen;
+    int64_t silence = attach_silence_ms(id, &seen);
+    return silence >= 0 && silence < config_int("cluster.offline_threshold") * 1000;
+}
+
+int64_t instance_status(struct daemon *daemon, uint64_t member, const char *project, const char *name, int64_t *pid)
+{
+    enum { STOPPED = 102, ERROR_CODE = 112 };
+    if (pid != NULL) {
+        *pid = 0;
+    }
+    if (!member_online(daemon, member)) {
+        return ERROR_CODE;
+    }
+    char key[512];
+    snprintf(key, sizeof key, "%s/%s", project, name);
+    int64_t status = STOPPED;
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    struct instance_entry *entry = NULL;
+    if (peer != NULL) {
+        HASH_FIND_STR(peer->instances, key, entry);
+    }
+    if (entry != NULL) {
+        status = entry->status;
+        if (pid != NULL) {
+            *pid = entry->pid;
+        }
+    }
+    pthread_mutex_unlock(&attach.lock);
+    return status;
+}
+
+void attach_wait_view(uint64_t revision, int64_t ms)
+{
+    int64_t end = time_mono_ms() + ms;
+    pthread_mutex_lock(&attach.lock);
+    for (;;) {
+        bool behind = false;
+        struct peer *peer, *next;
+        HASH_ITER(hh, attach.peers, peer, next) {
+            behind = behind || (peer->call != NULL && peer->view_revision < revision);
+        }
+        int64_t left = end - time_mono_ms();
+        if (!behind || left <= 0 || !attach.leading) {
+            break;
+        }
+        struct timespec ts;
+        until(&ts, left);
+        pthread_cond_timedwait(&attach.changed, &attach.lock, &ts);
+    }
+    pthread_mutex_unlock(&attach.lock);
+}
+
+/* ---- member's side ---- */
+
+static bool on_leader_report(struct rpc_call *call, const ProtobufCMessage *message, void *ud)
+{
+    if (message == NULL) {
+        pthread_mutex_lock(&attach.lock);
+        if (attach.upstream == call) {
+            attach.upstream_lost = true;
+            pthread_cond_broadcast(&attach.changed);
+        }
+        pthread_mutex_unlock(&attach.lock);
+        return true;
+    }
+    const Covey__Internal__V1__LeaderReport *report = (const Covey__Internal__V1__LeaderReport *)message;
+    if (report->view != NULL) {
+        view_install(attach.daemon, report->view);
+    }
+    if (report->n_events > 0) {
+        events_publish(report->events, report->n_events);
+    }
+    pthread_mutex_lock(&attach.lock);
+    if (report->view != NULL) {
+        attach.acting_revision = report->view->revision;
+        attach.wake = true; /* acknowledge at once: a write may wait for it */
+        pthread_cond_broadcast(&attach.changed);
+    }
+    pthread_mutex_unlock(&attach.lock);
+    return true;
+}
+
+static void on_upstream_done(struct rpc_call *call, void *ud)
+{
+    pthread_mutex_lock(&attach.lock);
+    if (attach.upstream == call) {
+        attach.upstream_lost = true;
+        pthread_cond_broadcast(&attach.changed);
+    }
+    pthread_mutex_unlock(&attach.lock);
+}
+
+void attach_instance_changed(void *ud, const Covey__Internal__V1__InstanceStatus *status)
+{
+    pthread_mutex_lock(&attach.lock);
+    if (attach.leading) {
+        instance_put(peer_get(daemon_id(attach.daemon)), status);
+    }
+    if (attach.pending_count < sizeof attach.pending / sizeof *attach.pending) {
+        attach.pending[attach.pending_count++] = (Covey__Internal__V1__InstanceStatus *)codec_copy(&status->base, &attach.pending_arena);
+    } else {
+        attach.pending_all = true;
+    }
+    attach.wake = true;
+    pthread_cond_broadcast(&attach.changed);
+    pthread_mutex_unlock(&attach.lock);
+}
+
+/* Sends one report; all instances with `first`. */
+static int send_report(struct rpc_call *call, uint64_t sequence, bool first, struct error *err)
+{
+    struct daemon *daemon = attach.daemon;
+    struct arena arena;
+    arena_init(&arena);
+    Covey__Internal__V1__MemberReport report = COVEY__INTERNAL__V1__MEMBER_REPORT__INIT;
+    char digest[65] = "";
+    state_digest(&report.digest_revision, digest);
+    report.digest = digest;
+    report.id = daemon_id(daemon);
+    report.sequence = sequence;
+    report.schema = db_schema_version();
+    report.api_extensions = COVEY_API_LEVEL;
+    report.clock_ns = time_unix_ns();
+    report.event_number = events_last();
+    pthread_mutex_lock(&attach.lock);
+    report.view_revision = attach.acting_revision;
+    bool all = first || attach.pending_all;
+    report.instances = arena_alloc(&arena, (attach.pending_count + 1) * sizeof *report.instances);
+    if (!all) {
+        for (size_t i = 0; i < attach.pending_count; i++) {
+            report.instances[report.n_instances++] = (Covey__Internal__V1__InstanceStatus *)codec_copy(&attach.pending[i]->base, &arena);
+        }
+    }
+    attach.pending_count = 0;
+    attach.pending_all = false;
+    arena_clear(&attach.pending_arena);
+    pthread_mutex_unlock(&attach.lock);
+    if (all) {
+        report.instances_complete = true;
+        host_instances(daemon->host, &arena, &report.instances, &report.n_instances);
+    }
+    int status = rpc_try_send(call, &report.base, err);
+    arena_clear(&arena);
+    return status;
+}
+
+/* Who leads: Raft knows on replicas; spares ask the others. 0 = nobody knows. */
+static uint64_t find_leader(struct daemon *daemon)
+{
+    uint64_t leader = daemon_leader_id(daemon);
+    if (leader != 0) {
+        return leader;
+    }
+    const struct view *view = view_get();
+    uint64_t self = daemon_id(daemon);
+    for (size_t i = 0; i < view->message->n_members && leader == 0; i++) {
+        const Covey__Internal__V1__ViewMember *member = view->message->members[i];
+        struct rpc_channel *channel = member->id != self && member->state != 1 && member->raft_role == 0 ? member_channel(daemon, member->id, NULL) : NULL;
+        if (channel == NULL) {
+            continue;
+        }
+        struct arena arena;
+        arena_init(&arena);
+        Covey__V1__Empty request = COVEY__V1__EMPTY__INIT;
+        ProtobufCMessage *response = NULL;
+        struct rpc_options options = {.timeout_ms = 500};
+        if (rpc_unary(channel, "covey.internal.v1.Membership", "WhoLeads", &request.base, &response, &arena, &options, NULL) == STATUS_OK) {
+            leader = ((Covey__Internal__V1__WhoLeadsResponse *)response)->id;
+        }
+        arena_clear(&arena);
+        rpc_channel_unref(channel);
+    }
+    view_unref(view);
+    return leader;
+}
+
+static uint64_t known_leader; /* of spares: found by asking; under attach.lock */
+
+uint64_t attach_known_leader(void)
+{
+    pthread_mutex_lock(&attach.lock);
+    uint64_t leader = known_leader;
+    pthread_mutex_unlock(&attach.lock);
+    return leader;
+}
+
+/* Keeps one stream until it breaks, the leader changes or we stop. */
+static void report_to(struct daemon *daemon, uint64_t leader)
+{
+    struct error err = ERROR_INIT;
+    struct rpc_channel *channel = member_channel(daemon, leader, &err);
+    if (channel == NULL) {
+        return;
+    }
+    struct rpc_options options = {.timeout_ms = -1};
+    struct rpc_call *call = rpc_open(channel, "covey.internal.v1.Membership", "Attach", NULL, &options, &err);
+    rpc_channel_unref(channel);
+    if (call == NULL) {
+        return;
+    }
+    pthread_mutex_lock(&attach.lock);
+    attach.upstream = call;
+    attach.upstream_lost = false;
+    pthread_mutex_unlock(&attach.lock);
+    rpc_call_on_done(call, on_upstream_done, NULL);
+    rpc_on_message(call, on_leader_report, NULL);
+    uint64_t sequence = 1;
+    bool ok = send_report(call, sequence++, true, &err) == STATUS_OK;
+    pthread_mutex_lock(&attach.lock);
+    while (ok && !attach.stop && !attach.upstream_lost) {
+        struct timespec ts;
+        until(&ts, REPORT_INTERVAL_MS);
+        while (!attach.wake && !attach.stop && !attach.upstream_lost && pthread_cond_timedwait(&attach.changed, &attach.lock, &ts) == 0) {
+        }
+        attach.wake = false;
+        bool over = attach.stop || attach.upstream_lost;
+        pthread_mutex_unlock(&attach.lock);
+        uint64_t now = daemon_leader_id(daemon);
+        if (!over && (now == 0 || now == leader)) {
+            ok = send_report(call, sequence++, false, &err) == STATUS_OK;
+            view_persist(daemon);
+        } else if (!over) {
+            ok = false;
+        }
+        pthread_mutex_lock(&attach.lock);
+    }
+    attach.upstream = NULL;
+    pthread_mutex_unlock(&attach.lock);
+    rpc_cancel(call);
+    rpc_call_unref(call);
+}
+
+static void *reporter_main(void *ud)
+{
+    struct daemon *daemon = ud;
+    unsigned seen = 0;
+    for (;;) {
+        pthread_mutex_lock(&attach.lock);
+        bool stop = attach.stop;
+        pthread_mutex_unlock(&attach.lock);
+        if (stop) {
+            return NULL;
+        }
+        if (!daemon_clustered(daemon) || daemon_leads(daemon)) {
+            seen = state_wait_change(seen, 1000);
+            continue;
+        }
+        uint64_t leader = find_leader(daemon);
+        pthread_mutex_lock(&attach.lock);
+        known_leader = leader;
+        pthread_mutex_unlock(&attach.lock);
+        if (leader != 0 && leader != daemon_id(daemon)) {
+            report_to(daemon, leader);
+        }
+        seen = state_wait_change(seen, 100); /* also the pause between attempts */
+    }
+}
+
+void attach_init(struct daemon *daemon)
+{
+    attach.daemon = daemon;
+    arena_init(&attach.pending_arena);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&attach.changed, &attr);
+    pthread_condattr_destroy(&attr);
+    events_on_publish(something_to_send, NULL);
+}
+
+rpc_handler attach_handler(void)
+{
+    return serve_attach;
+}
+
+void attach_start(struct daemon *daemon)
+{
+    covey_assert(pthread_create(&attach.sender, NULL, sender_main, daemon) == 0);
+    covey_assert(pthread_create(&attach.reporter, NULL, reporter_main, daemon) == 0);
+    attach.started = true;
+}
+
+void attach_stop(void)
+{
+    if (!attach.started) {
+        return;
+    }
+    pthread_mutex_lock(&attach.lock);
+    attach.stop = true;
+    attach.generation++;
+    pthread_cond_broadcast(&attach.changed);
+    pthread_mutex_unlock(&attach.lock);
+    pthread_join(attach.sender, NULL);
+    pthread_join(attach.reporter, NULL);
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer, *next;
+    HASH_ITER(hh, attach.peers, peer, next) {
+        peer_free(peer);
+    }
+    pthread_mutex_unlock(&attach.lock);
+}

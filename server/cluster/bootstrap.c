@@ -1,0 +1,177 @@
+/* Bootstrap: a standalone server becomes the first member of a cluster (spec/cluster.md 3.1). The database stays as it is: row 1 gets a name and an address, the
+ * cluster an identity; then the member presents the cluster certificate. An operation that may start again at any step. */
+#include "cluster.h"
+
+#include "server/config/keys.h"
+#include "server/daemon/identity.h"
+#include "server/daemon/listener.h"
+#include "server/daemon/state.h"
+#include "server/events/events.h"
+#include "server/operations/operations.h"
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct bootstrap {
+    const char *name, *address;
+    const struct identity *server, *made;
+    char *uuid, *cert, *key; /* what the database holds afterwards */
+    int64_t epoch;
+};
+
+static int trust_self(struct sql *sql, const struct bootstrap *in, struct error *err)
+{
+    char *name = NULL;
+    int64_t type = 0;
+    int status = sql_get_int(sql, &type, err, "SELECT type FROM certificates WHERE fingerprint = ?1", "s", in->server->fingerprint);
+    if (status == STATUS_NOT_FOUND) {
+        return sql_exec(sql, err, "INSERT INTO certificates (fingerprint, type, name, certificate) VALUES (?1, 2, ?2, ?3)", "sss", in->server->fingerprint,
+            in->name, in->server->cert_pem);
+    }
+    if (status == STATUS_OK) {
+        status = sql_get_text(sql, &name, err, "SELECT name FROM certificates WHERE fingerprint = ?1", "s", in->server->fingerprint);
+    }
+    if (status == STATUS_OK && type == 2 && strcmp(name, in->name) != 0) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "Existing server certificate with different name \"%s\" already in trust store", name);
+    } else if (status == STATUS_OK) {
+        status = sql_exec(sql, err, "UPDATE certificates SET type = 2, name = ?2, restricted = 0 WHERE fingerprint = ?1", "ss", in->server->fingerprint, in->name);
+    }
+    free(name);
+    return status;
+}
+
+static int bootstrap_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    struct bootstrap *in = ud;
+    int64_t members = 0, clustered = 0;
+    char uuid[37];
+    int status = sql_get_int(sql, &members, err, "SELECT count(*) FROM nodes", "");
+    if (status == STATUS_OK) {
+        status = sql_get_int(sql, &clustered, err, "SELECT count(*) FROM cluster", "");
+    }
+    if (status == STATUS_OK && (members != 1 || clustered != 0)) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "Inconsistent state: Found leftover entries in cluster members");
+    }
+    if (status == STATUS_OK) {
+        status = sql_exec(sql, err, "UPDATE nodes SET name = ?1, address = ?2, fingerprint = ?3 WHERE id = 1", "sss", in->name, in->address, in->server->fingerprint);
+    }
+    if (status == STATUS_OK) {
+        status = trust_self(sql, in, err);
+    }
+    if (status == STATUS_OK) {
+        uuid_new(uuid);
+        status = sql_exec(sql, err, "INSERT INTO cluster (id, uuid, epoch, certificate, key) VALUES (1, ?1, 1, ?2, ?3)", "sss", uuid, in->made->cert_pem, in->made->key_pem);
+    }
+    return status;
+}
+
+static int bootstrap_read(struct sql *sql, void *ud, struct error *err)
+{
+    struct bootstrap *in = ud;
+    int status = sql_get_text(sql, &in->uuid, err, "SELECT uuid FROM cluster WHERE id = 1", "");
+    if (status == STATUS_OK) {
+        status = sql_get_text(sql, &in->cert, err, "SELECT certificate FROM cluster WHERE id = 1", "");
+    }
+    if (status == STATUS_OK) {
+        status = sql_get_text(sql, &in->key, err, "SELECT key FROM cluster WHERE id = 1", "");
+    }
+    return status == STATUS_OK ? sql_get_int(sql, &in->epoch, err, "SELECT epoch FROM cluster WHERE id = 1", "") : status;
+}
+
+/* Undo of the database's part: the server is standalone and usable again. */
+static int bootstrap_undo(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    const struct daemon *daemon = ud;
+    int status = sql_exec(sql, err, "DELETE FROM cluster", "");
+    if (status == STATUS_OK) {
+        status = sql_exec(sql, err, "DELETE FROM certificates WHERE fingerprint = ?1 AND type = 2", "s", daemon->server.fingerprint);
+    }
+    return status == STATUS_OK ? sql_exec(sql, err, "UPDATE nodes SET name = 'none', address = '0.0.0.0' WHERE id = 1", "") : status;
+}
+
+int cluster_local_state(struct daemon *daemon, const char *name, const char *cluster_id, uint64_t epoch, uint64_t id, struct error *err)
+{
+    char epoch_text[24], id_text[24];
+    snprintf(epoch_text, sizeof epoch_text, "%" PRIu64, epoch);
+    snprintf(id_text, sizeof id_text, "%" PRIu64, id);
+    int status = local_state_set(daemon->local, "cluster_id", cluster_id, err);
+    status = status == STATUS_OK ? local_state_set(daemon->local, "epoch", epoch_text, err) : status;
+    status = status == STATUS_OK ? local_state_set(daemon->local, "name", name, err) : status;
+    status = status == STATUS_OK ? local_state_set(daemon->local, "member_id", id_text, err) : status;
+    return status == STATUS_OK ? local_state_set(daemon->local, "clustered", str_empty(name) ? NULL : "1", err) : status;
+}
+
+static int bootstrap_run(struct op *op, struct error *err)
+{
+    struct daemon *daemon = the_daemon;
+    const Covey__V1__UpdateClusterRequest *request =
+        (const Covey__V1__UpdateClusterRequest *)op_request(op, &covey__v1__update_cluster_request__descriptor, err);
+    struct identity made = {0};
+    if (request == NULL || identity_create(daemon->hostname, &made, err) != STATUS_OK) {
+        return err->code;
+    }
+    struct bootstrap in = {.name = request->server_name, .address = request->server_address, .server = &daemon->server, .made = &made};
+    int status = op_write(op, "bootstrap", bootstrap_write, &in, NULL, err);
+    if (status == STATUS_OK) {
+        status = daemon_read(daemon, DB_LINEARIZABLE, bootstrap_read, &in, NULL, err);
+    }
+    if (status == STATUS_OK) {
+        status = identity_set_cluster(daemon, in.cert, in.key, err);
+        status = status == STATUS_OK ? cluster_local_state(daemon, in.name, in.uuid, (uint64_t)in.epoch, 1, err) : status;
+        if (status == STATUS_OK) {
+            state_set_identity(daemon, 1, true, in.name);
+            status = state_transport() == NULL ? state_start_transport(daemon, err) : STATUS_OK;
+        }
+        if (status != STATUS_OK) {
+            struct error undo = ERROR_INIT;
+            identity_drop_cluster(daemon);
+            cluster_local_state(daemon, NULL, NULL, 0, 1, &undo);
+            state_set_identity(daemon, 1, false, "");
+            if (op_write(op, "undo", bootstrap_undo, daemon, NULL, &undo) != STATUS_OK) {
+                log_error("bootstrap.undo", "error=\"%s\"", undo.text);
+            }
+        }
+    }
+    if (status == STATUS_OK) {
+        controller_refresh_view(daemon);
+        char source[128];
+        snprintf(source, sizeof source, "/1.0/cluster/%s", in.name);
+        events_lifecycle("cluster-enabled", source, "default", op_requestor(op), NULL, NULL);
+    }
+    identity_free(&made);
+    free(in.uuid);
+    free(in.cert);
+    free(in.key);
+    return status;
+}
+
+static const struct op_kind bootstrap_kind = {.type = 1, .description = "Creating bootstrap node", .class = OP_TASK, .run = bootstrap_run};
+
+void bootstrap_register(void)
+{
+    op_register(&bootstrap_kind);
+}
+
+int bootstrap_start(struct rpc_call *call, const char *name, Covey__V1__Operation **operation, struct error *err)
+{
+    struct daemon *daemon = the_daemon;
+    char core[300], cluster[300], set[300] = "";
+    listener_get(core, sizeof core, cluster, sizeof cluster);
+    if (cluster[0] != '\0') {
+        snprintf(set, sizeof set, "%s", cluster);
+    } else if (core[0] != '\0' && !address_wildcard(core)) {
+        snprintf(set, sizeof set, "%s", core);
+        if (listener_set(daemon, core, set, err) != STATUS_OK || local_config_set(daemon->local, "cluster.https_address", set, err) != STATUS_OK) {
+            return err->code;
+        }
+    } else {
+        return error_set(err, STATUS_INVALID_ARGUMENT,
+            "Cannot use wildcard core.https_address \"\" for cluster.https_address. Please specify a new cluster.https_address or core.https_address");
+    }
+    Covey__V1__UpdateClusterRequest request = COVEY__V1__UPDATE_CLUSTER_REQUEST__INIT;
+    request.server_name = (char *)name;
+    request.server_address = set;
+    request.enabled = true;
+    struct op_spec spec = {.kind = &bootstrap_kind, .resources_json = "{\"cluster\":null}", .request = &request.base};
+    return op_create(call, &spec, operation, err);
+}

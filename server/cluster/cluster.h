@@ -1,0 +1,96 @@
+/* Membership: who belongs to the cluster, who is alive, who holds the database, how servers come in. Shared by the files of this folder and server/daemon.
+ *
+ * The leader decides (controller.c, membership.c); members report on one Attach stream each (attach.c); everybody acts by the view (view.c). */
+#ifndef COVEY_SERVER_CLUSTER_H
+#define COVEY_SERVER_CLUSTER_H
+
+#include "covey/v1/operation.pb-c.h"
+#include "server/daemon/daemon.h"
+
+enum {
+    REPORT_INTERVAL_MS = 1000,       /* members report at least this often */
+    PENDING_MEMBER_KEEP_S = 600,     /* an accepted join that was never completed is forgotten */
+    TOKEN_SWEEP_MS = 60000,
+    MEMBER_NAME_MAX = 63,
+};
+
+/* ---- view.c ---- */
+/* Makes a view from the database (leader). The message lives in arena. */
+int view_build(struct sql *sql, struct daemon *daemon, struct arena *arena, Covey__Internal__V1__View **out, struct error *err);
+/* Takes a copy of a view as the current one if it is newer (term, then revision); persists members and certificates when they changed. */
+void view_install(struct daemon *daemon, const Covey__Internal__V1__View *message);
+/* Loads the view of the last run. */
+void view_load(struct daemon *daemon);
+void view_forget(struct daemon *daemon); /* back to an empty one (left the cluster) */
+/* rpc_policy.classify */
+void view_classify(void *ud, struct caller *caller);
+void view_persist(struct daemon *daemon); /* writes the current view to the local database if it changed; may block */
+
+/* ---- members.c ---- */
+struct rpc_channel *member_channel_by_address(struct daemon *daemon, const char *address); /* NULL = not clustered */
+void members_forget_channels(void);
+
+/* ---- attach.c: liveness, instance statuses, distribution of view and events ---- */
+void attach_init(struct daemon *daemon);
+rpc_handler attach_handler(void);    /* Membership.Attach */
+uint64_t attach_known_leader(void);  /* of a member that is no replica: the leader that it found by asking; 0 = none */
+void attach_start(struct daemon *daemon); /* the member's side: a thread that keeps a stream to the leader */
+void attach_stop(void);
+/* On the leader: forget everything and give each member of the view a full threshold of grace; or end all streams. */
+void attach_lead(struct daemon *daemon, bool leader);
+void attach_view_changed(void);
+/* Seconds and wall time since a member was heard; -1 if never in this term. */
+int64_t attach_silence_ms(uint64_t member, int64_t *last_seen_unix_ns);
+/* Waits until every live attached member acts by a view of at least `revision`. */
+void attach_wait_view(uint64_t revision, int64_t ms);
+void attach_forget(uint64_t member);
+/* host.status_changed */
+void attach_instance_changed(void *ud, const Covey__Internal__V1__InstanceStatus *status);
+bool attach_member_stopping(uint64_t member);
+
+/* ---- controller.c ---- */
+void controller_start(struct daemon *daemon);
+void controller_stop(void);
+void controller_wake(bool view_dirty);
+/* Brings roles to what roles_plan says, one change after another; holds the membership lock. Leader only. */
+int controller_rebalance(struct daemon *daemon, struct error *err);
+/* Waits until the view of this leader holds everything committed so far. */
+uint64_t controller_refresh_view(struct daemon *daemon);
+void membership_lock(void);
+void membership_unlock(void);
+
+/* ---- roles.c: pure ---- */
+enum member_role { ROLE_VOTER = 0, ROLE_STANDBY = 1, ROLE_SPARE = 2 }; /* spec numbering */
+struct role_member {
+    uint64_t id;
+    enum member_role role;
+    bool online, leader;
+    int64_t domain; /* failure domain, 0 = default */
+};
+struct role_change {
+    uint64_t id; /* 0 = nothing to do */
+    enum member_role role;
+};
+/* Next change by spec/cluster.md 5.4 with its [OWN] rules; deterministic (lower id first). */
+struct role_change roles_plan(const struct role_member *members, size_t count, unsigned max_voters, unsigned max_standby);
+
+/* ---- rules.c: pure ---- */
+int member_name_check(const char *name, struct error *err); /* spec/cluster.md 9.1 */
+/* A duration like Go's: "20.746432787s", "1m50.4s", "1h2m3.5s". */
+void duration_text(int64_t ns, char *out, size_t size);
+int architecture_id(const char *name); /* 2 = x86_64 …; 0 = unknown */
+const char *architecture_name(int id);
+
+/* ---- membership.c (leader's side of joining), join.c (the joiner's), service.c (covey.v1.Cluster) ---- */
+void membership_bind(void);
+void cluster_service_bind(void);
+/* At start: goes on with a join that was interrupted. */
+/* Writes this member's place to local.db; name NULL = standalone. */
+int cluster_local_state(struct daemon *daemon, const char *name, const char *cluster_id, uint64_t epoch, uint64_t id, struct error *err);
+int join_resume(struct daemon *daemon, struct error *err);
+int join_start(struct rpc_call *call, const ProtobufCMessage *request, Covey__V1__Operation **operation, struct error *err);
+void join_register(void);
+int bootstrap_start(struct rpc_call *call, const char *name, Covey__V1__Operation **operation, struct error *err);
+void bootstrap_register(void);
+
+#endif

@@ -1,0 +1,393 @@
+/* The controller thread: what only the leader does by itself. It follows leadership, keeps the view equal to the database, writes transitions of liveness,
+ * brings database roles to plan, forgets abandoned joins and expired tokens. An idle cluster writes nothing.
+ *
+ * One thread; membership_lock() serialises every change of who is a member or holds which role. */
+#include "cluster.h"
+
+#include "server/auth/tokens.h"
+#include "server/config/keys.h"
+#include "server/daemon/state.h"
+#include "server/events/events.h"
+#include "server/operations/operations.h"
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { TICK_MS = 1000, ROLE_CHANGES_MAX = 16, ROLE_RETRY_MS = 5000 };
+
+static struct {
+    struct daemon *daemon;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool started, stop, wake, dirty;
+    uint64_t led_term; /* term in which this member took over, 0 = not leading */
+    uint64_t revision; /* of the last view made here */
+    pthread_mutex_t membership;
+    pthread_mutex_t refresh;
+} controller = {.lock = PTHREAD_MUTEX_INITIALIZER, .membership = PTHREAD_MUTEX_INITIALIZER, .refresh = PTHREAD_MUTEX_INITIALIZER};
+
+void membership_lock(void)
+{
+    pthread_mutex_lock(&controller.membership);
+}
+
+void membership_unlock(void)
+{
+    pthread_mutex_unlock(&controller.membership);
+}
+
+void controller_wake(bool view_dirty)
+{
+    pthread_mutex_lock(&controller.lock);
+    controller.wake = true;
+    controller.dirty = controller.dirty || view_dirty;
+    pthread_cond_signal(&controller.changed);
+    pthread_mutex_unlock(&controller.lock);
+}
+
+/* ---- the view ---- */
+
+struct build {
+    struct daemon *daemon;
+    struct arena arena;
+    Covey__Internal__V1__View *view;
+};
+
+static int build_view(struct sql *sql, void *ud, struct error *err)
+{
+    struct build *build = ud;
+    return view_build(sql, build->daemon, &build->arena, &build->view, err);
+}
+
+uint64_t controller_refresh_view(struct daemon *daemon)
+{
+    pthread_mutex_lock(&controller.refresh); /* so that an older reading never overtakes a newer one */
+    struct build build = {.daemon = daemon};
+    arena_init(&build.arena);
+    struct error err = ERROR_INIT;
+    uint64_t made = 0;
+    if (daemon_leads(daemon) && daemon_read(daemon, DB_LOCAL, build_view, &build, NULL, &err) == STATUS_OK) {
+        build.view->revision = ++controller.revision;
+        made = controller.revision;
+        view_install(daemon, build.view);
+        view_persist(daemon);
+        attach_view_changed();
+    } else if (err.code != STATUS_OK) {
+        log_warn("controller.view", "error=\"%s\"", err.text);
+    }
+    arena_clear(&build.arena);
+    pthread_mutex_unlock(&controller.refresh);
+    return made;
+}
+
+void view_propagate(struct daemon *daemon)
+{
+    uint64_t revision = controller_refresh_view(daemon);
+    if (revision != 0) {
+        attach_wait_view(revision, VIEW_PROPAGATION_MS);
+    }
+}
+
+/* ---- roles ---- */
+
+struct domain_row {
+    uint64_t id;
+    int64_t domain, state;
+};
+struct domain_rows {
+    struct domain_row rows[1024];
+    size_t count;
+};
+
+static int read_domains(struct sql *sql, void *ud, struct error *err)
+{
+    struct domain_rows *rows = ud;
+    rows->count = 0;
+    struct sql_stmt *s = sql_query(sql, "SELECT id, coalesce(failure_domain_id, 0), state FROM nodes ORDER BY id", "");
+    while (sql_next(s) && rows->count < sizeof rows->rows / sizeof *rows->rows) {
+        rows->rows[rows->count++] = (struct domain_row){(uint64_t)sql_int(s, 0), sql_int(s, 1), sql_int(s, 2)};
+    }
+    return sql_done(s, err);
+}
+
+struct assign {
+    uint64_t id;
+    enum raft_node_role role;
+};
+
+static int assign_role(struct raft_node *raft, void *ud, struct error *err)
+{
+    struct assign *assign = ud;
+    return raft_node_assign(raft, assign->id, assign->role, err);
+}
+
+static int add_spare(struct raft_node *raft, void *ud, struct error *err)
+{
+    return raft_node_add(raft, *(uint64_t *)ud, err);
+}
+
+static int remove_server(struct raft_node *raft, void *ud, struct error *err)
+{
+    return raft_node_remove(raft, *(uint64_t *)ud, err);
+}
+
+/* Members without a Raft entry become spares, entries without a member go (spec/cluster.md 5.6). */
+static int reconcile_servers(struct daemon *daemon, const struct domain_rows *rows, struct error *err)
+{
+    struct raft_node_server servers[1024];
+    size_t count = state_raft_servers(servers, sizeof servers / sizeof *servers);
+    int status = STATUS_OK;
+    for (size_t i = 0; i < rows->count && status == STATUS_OK; i++) {
+        uint64_t id = rows->rows[i].id;
+        if (rows->rows[i].state != 1 && state_raft_role(id) < 0 && member_online(daemon, id)) {
+            log_info("roles.add", "member=%" PRIu64, id);
+            status = state_with_raft(daemon, add_spare, &id, err);
+        }
+    }
+    for (size_t i = 0; i < count && status == STATUS_OK; i++) {
+        bool known = false;
+        for (size_t j = 0; j < rows->count; j++) {
+            known = known || rows->rows[j].id == servers[i].id;
+        }
+        if (!known && servers[i].id != daemon_id(daemon)) {
+            log_info("roles.remove", "member=%" PRIu64, servers[i].id);
+            status = state_with_raft(daemon, remove_server, &servers[i].id, err);
+        }
+    }
+    return status;
+}
+
+static struct role_change next_change(struct daemon *daemon, const struct domain_rows *rows)
+{
+    struct role_member members[1024];
+    size_t count = 0;
+    for (size_t i = 0; i < rows->count; i++) {
+        int role = state_raft_role(rows->rows[i].id);
+        if (role >= 0) {
+            members[count++] = (struct role_member){
+                .id = rows->rows[i].id,
+                .role = (enum member_role)role,
+                .online = rows->rows[i].state != 1 && member_online(daemon, rows->rows[i].id) && !attach_member_stopping(rows->rows[i].id),
+                .leader = rows->rows[i].id == daemon_id(daemon),
+                .domain = rows->rows[i].domain,
+            };
+        }
+    }
+    return roles_plan(members, count, (unsigned)config_int("cluster.max_voters"), (unsigned)config_int("cluster.max_standby"));
+}
+
+int controller_rebalance(struct daemon *daemon, struct error *err)
+{
+    static const enum raft_node_role raft_role[] = {[ROLE_VOTER] = RAFT_NODE_VOTER, [ROLE_STANDBY] = RAFT_NODE_STANDBY, [ROLE_SPARE] = RAFT_NODE_SPARE};
+    struct domain_rows *rows = xcalloc(1, sizeof *rows);
+    int status = daemon_read(daemon, DB_LOCAL, read_domains, rows, NULL, err);
+    if (status == STATUS_OK) {
+        status = reconcile_servers(daemon, rows, err);
+    }
+    for (unsigned i = 0; i < ROLE_CHANGES_MAX && status == STATUS_OK && daemon_leads(daemon); i++) {
+        struct role_change change = next_change(daemon, rows);
+        if (change.id == 0) {
+            break;
+        }
+        log_info("roles.assign", "member=%" PRIu64 " role=%s", change.id,
+            change.role == ROLE_VOTER ? "voter" : change.role == ROLE_STANDBY ? "stand-by" : "spare");
+        struct assign assign = {change.id, raft_role[change.role]};
+        status = state_with_raft(daemon, assign_role, &assign, err);
+        for (unsigned seen = 0, n = 0; status == STATUS_OK && state_raft_role(change.id) != (int)change.role && n < 50; n++) {
+            seen = state_wait_change(seen, 20); /* the status callback follows the change */
+        }
+    }
+    free(rows);
+    return status;
+}
+
+/* ---- liveness transitions and sweeps ---- */
+
+struct transition {
+    uint64_t id;
+    bool online;
+    int64_t seen_ns;
+};
+
+static int write_transition(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    const struct transition *t = ud;
+    return sql_exec(sql, err, "UPDATE nodes SET online = ?2, heartbeat = ?3 WHERE id = ?1", "iii", (int64_t)t->id, (int64_t)t->online, t->seen_ns);
+}
+
+static void check_liveness(struct daemon *daemon)
+{
+    const struct view *view = view_get();
+    for (size_t i = 0; i < view->message->n_members; i++) {
+        const Covey__Internal__V1__ViewMember *member = view->message->members[i];
+        bool online = member_online(daemon, member->id);
+        if (member->state == 1 || online == (bool)member->online) {
+            continue;
+        }
+        struct transition t = {member->id, online, 0};
+        attach_silence_ms(member->id, &t.seen_ns);
+        struct error err = ERROR_INIT;
+        log_info("member.transition", "member=%s online=%d", member->name, online);
+        if (daemon_write(daemon, NULL, write_transition, &t, NULL, NULL, NULL, &err) != STATUS_OK) {
+            log_warn("member.transition", "member=%s error=\"%s\"", member->name, err.text);
+        }
+    }
+    view_unref(view);
+}
+
+static int drop_stale_joins(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    int64_t before = time_unix_ns() - (int64_t)PENDING_MEMBER_KEEP_S * 1000000000;
+    int status = sql_exec(sql, err,
+        "DELETE FROM certificates WHERE type = 2 AND fingerprint IN (SELECT fingerprint FROM nodes WHERE state = 1 AND created_at < ?1)", "i", before);
+    return status != STATUS_OK ? status : sql_exec(sql, err, "DELETE FROM nodes WHERE state = 1 AND created_at < ?1", "i", before);
+}
+
+static int count_stale_joins(struct sql *sql, void *ud, struct error *err)
+{
+    int64_t before = time_unix_ns() - (int64_t)PENDING_MEMBER_KEEP_S * 1000000000;
+    return sql_get_int(sql, ud, err, "SELECT count(*) FROM nodes WHERE state = 1 AND created_at < ?1", "i", before);
+}
+
+static void sweep(struct daemon *daemon)
+{
+    int64_t stale = 0;
+    struct error err = ERROR_INIT;
+    if (daemon_read(daemon, DB_LOCAL, count_stale_joins, &stale, NULL, &err) == STATUS_OK && stale > 0) {
+        daemon_write(daemon, NULL, drop_stale_joins, NULL, NULL, NULL, NULL, &err);
+    }
+    tokens_sweep(daemon);
+}
+
+/* ---- first start ---- */
+
+static int ensure_first_member(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    const struct daemon *daemon = ud;
+    int64_t count = 0;
+    int status = sql_get_int(sql, &count, err, "SELECT count(*) FROM nodes", "");
+    if (status != STATUS_OK || count > 0) {
+        return status;
+    }
+    status = sql_exec(sql, err,
+        "INSERT INTO nodes (id, name, address, schema, api_extensions, arch, fingerprint, created_at) VALUES (1, 'none', '0.0.0.0', ?1, ?2, ?3, ?4, ?5)", "iiisi",
+        (int64_t)db_schema_version(), (int64_t)COVEY_API_LEVEL, (int64_t)architecture_id("x86_64"), daemon->server.fingerprint, time_unix_ns());
+    return status != STATUS_OK ? status : sql_exec(sql, err, "INSERT INTO nodes_cluster_groups (node_id, group_id) VALUES (1, 1)", "");
+}
+
+static int has_member(struct sql *sql, void *ud, struct error *err)
+{
+    return sql_get_int(sql, ud, err, "SELECT count(*) FROM nodes", "");
+}
+
+/* ---- the thread ---- */
+
+/* Takes over or lets go; true while leading. */
+static bool follow_leadership(struct daemon *daemon)
+{
+    bool leads = daemon_leads(daemon);
+    uint64_t term = daemon_term(daemon);
+    if (controller.led_term != 0 && (!leads || term != controller.led_term)) {
+        log_info("leader.lost", "term=%" PRIu64, controller.led_term);
+        controller.led_term = 0;
+        operations_lead(false);
+        attach_lead(daemon, false);
+    }
+    if (leads && controller.led_term == 0) {
+        struct error err = ERROR_INIT;
+        int64_t members = 0;
+        int status = daemon_read(daemon, DB_LOCAL, has_member, &members, NULL, &err);
+        if (status == STATUS_OK && members == 0) {
+            status = daemon_write(daemon, NULL, ensure_first_member, daemon, NULL, NULL, NULL, &err);
+        }
+        if (status != STATUS_OK) {
+            log_warn("leader.start", "error=\"%s\"", err.text);
+            return false; /* tried again at the next tick */
+        }
+        log_info("leader.start", "term=%" PRIu64, term);
+        controller.led_term = term;
+        controller_refresh_view(daemon);
+        attach_lead(daemon, true);
+        operations_lead(true);
+    }
+    return controller.led_term != 0;
+}
+
+static void *controller_main(void *ud)
+{
+    struct daemon *daemon = ud;
+    int64_t roles_after = 0, sweep_after = 0, tick_after = 0;
+    for (;;) {
+        pthread_mutex_lock(&controller.lock);
+        struct timespec ts;
+        clock_gettime(CLOCK_MONOTONIC, &ts);
+        ts.tv_sec += TICK_MS / 1000;
+        while (!controller.wake && !controller.stop && pthread_cond_timedwait(&controller.changed, &controller.lock, &ts) == 0) {
+        }
+        bool dirty = controller.dirty, stop = controller.stop;
+        controller.wake = controller.dirty = false;
+        pthread_mutex_unlock(&controller.lock);
+        if (stop) {
+            return NULL;
+        }
+        if (!follow_leadership(daemon)) {
+            continue;
+        }
+        if (dirty) {
+            controller_refresh_view(daemon);
+        }
+        int64_t now = time_mono_ms();
+        if (now >= tick_after) {
+            tick_after = now + TICK_MS;
+            check_liveness(daemon);
+        }
+        if (now >= sweep_after) {
+            sweep_after = now + TOKEN_SWEEP_MS;
+            sweep(daemon);
+        }
+        if (daemon_clustered(daemon) && now >= roles_after) {
+            struct error err = ERROR_INIT;
+            membership_lock();
+            int status = controller_rebalance(daemon, &err);
+            membership_unlock();
+            roles_after = time_mono_ms() + (status == STATUS_OK ? TICK_MS : ROLE_RETRY_MS);
+            if (status != STATUS_OK) {
+                log_warn("roles", "error=\"%s\"", err.text);
+            }
+        }
+    }
+}
+
+static void on_state_change(bool tables)
+{
+    /* Roles in the view come from Raft's configuration: a status change makes the view stale, too. */
+    controller_wake(true);
+}
+
+void controller_start(struct daemon *daemon)
+{
+    controller.daemon = daemon;
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&controller.changed, &attr);
+    pthread_condattr_destroy(&attr);
+    state_on_change(on_state_change);
+    covey_assert(pthread_create(&controller.thread, NULL, controller_main, daemon) == 0);
+    controller.started = true;
+}
+
+void controller_stop(void)
+{
+    if (!controller.started) {
+        return;
+    }
+    pthread_mutex_lock(&controller.lock);
+    controller.stop = true;
+    pthread_cond_signal(&controller.changed);
+    pthread_mutex_unlock(&controller.lock);
+    pthread_join(controller.thread, NULL);
+    controller.started = false;
+}

@@ -1,0 +1,158 @@
+/* Reaching members: channels by id, pinned to the cluster certificate; calls to agents; names to ids. Thread: any. */
+#include "cluster.h"
+
+#include "server/daemon/state.h"
+#include "server/daemon/identity.h"
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <uthash.h>
+
+struct cached {
+    uint64_t id;
+    char address[256];
+    char fingerprint[FINGERPRINT_SIZE];
+    struct rpc_channel *channel;
+    UT_hash_handle hh;
+};
+
+static struct {
+    pthread_mutex_t lock;
+    struct cached *by_id;
+    struct rpc_channel *self;
+} channels = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static struct rpc_channel *self_channel(struct daemon *daemon)
+{
+    pthread_mutex_lock(&channels.lock);
+    if (channels.self == NULL) {
+        char *path = xasprintf("%s/grpc.socket", daemon->dir);
+        channels.self = rpc_channel_unix(path);
+        free(path);
+    }
+    struct rpc_channel *channel = rpc_channel_ref(channels.self);
+    pthread_mutex_unlock(&channels.lock);
+    return channel;
+}
+
+struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct error *err)
+{
+    if (id == daemon_id(daemon)) {
+        return self_channel(daemon);
+    }
+    const struct view *view = view_get();
+    const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, id);
+    struct rpc_channel *channel = NULL;
+    char fingerprint[FINGERPRINT_SIZE];
+    if (member == NULL) {
+        error_set(err, STATUS_NOT_FOUND, "Cluster member not found");
+    } else if (!identity_cluster_fingerprint(fingerprint)) {
+        error_set(err, STATUS_UNAVAILABLE, "This server has no cluster certificate");
+    } else {
+        pthread_mutex_lock(&channels.lock);
+        struct cached *cached = NULL;
+        HASH_FIND(hh, channels.by_id, &id, sizeof id, cached);
+        if (cached != NULL && (strcmp(cached->address, member->address) != 0 || strcmp(cached->fingerprint, fingerprint) != 0)) {
+            HASH_DEL(channels.by_id, cached);
+            rpc_channel_unref(cached->channel);
+            free(cached);
+            cached = NULL;
+        }
+        if (cached == NULL) {
+            cached = xcalloc(1, sizeof *cached);
+            cached->id = id;
+            snprintf(cached->address, sizeof cached->address, "%s", member->address);
+            memcpy(cached->fingerprint, fingerprint, sizeof fingerprint);
+            cached->channel = rpc_channel_tls(member->address, fingerprint, NULL, &daemon->server);
+            HASH_ADD(hh, channels.by_id, id, sizeof cached->id, cached);
+        }
+        channel = rpc_channel_ref(cached->channel);
+        pthread_mutex_unlock(&channels.lock);
+    }
+    view_unref(view);
+    return channel;
+}
+
+struct rpc_channel *member_channel_by_address(struct daemon *daemon, const char *address)
+{
+    char fingerprint[FINGERPRINT_SIZE];
+    const struct view *view = view_get();
+    uint64_t id = 0;
+    for (size_t i = 0; i < view->message->n_members; i++) {
+        if (strcmp(view->message->members[i]->address, address) == 0) {
+            id = view->message->members[i]->id;
+        }
+    }
+    view_unref(view);
+    if (id != 0) {
+        return member_channel(daemon, id, NULL);
+    }
+    return identity_cluster_fingerprint(fingerprint) ? rpc_channel_tls(address, fingerprint, NULL, &daemon->server) : NULL;
+}
+
+void members_forget_channels(void)
+{
+    pthread_mutex_lock(&channels.lock);
+    struct cached *cached, *next;
+    HASH_ITER(hh, channels.by_id, cached, next) {
+        HASH_DEL(channels.by_id, cached);
+        rpc_channel_unref(cached->channel);
+        free(cached);
+    }
+    if (channels.self != NULL) {
+        rpc_channel_unref(channels.self);
+        channels.self = NULL;
+    }
+    pthread_mutex_unlock(&channels.lock);
+}
+
+int agent_call(struct daemon *daemon, uint64_t member, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response, struct arena *arena,
+               int64_t timeout_ms, struct error *err)
+{
+    *response = NULL;
+    if (!member_online(daemon, member)) {
+        const struct view *view = view_get();
+        const Covey__Internal__V1__ViewMember *m = view_member_by_id(view, member);
+        int status = error_set(err, STATUS_UNAVAILABLE, "Cluster member %s is offline", m != NULL ? m->name : "(unknown)");
+        view_unref(view);
+        return status;
+    }
+    struct rpc_channel *channel = member_channel(daemon, member, err);
+    if (channel == NULL) {
+        return err != NULL ? (int)err->code : STATUS_NOT_FOUND;
+    }
+    struct rpc_options options = {.timeout_ms = timeout_ms == 0 ? AGENT_TIMEOUT_MS : timeout_ms};
+    int status = rpc_unary(channel, "covey.internal.v1.Agent", method, request, response, arena, &options, err);
+    rpc_channel_unref(channel);
+    return status;
+}
+
+int target_resolve(struct daemon *daemon, const char *target, uint64_t *member, struct error *err)
+{
+    *member = 0;
+    if (str_empty(target)) {
+        return STATUS_OK;
+    }
+    if (!daemon_clustered(daemon)) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Target only allowed when clustered");
+    }
+    const struct view *view = view_get();
+    const Covey__Internal__V1__ViewMember *m = view_member_by_name(view, target);
+    if (m != NULL && m->state != 1) {
+        *member = m->id;
+    }
+    view_unref(view);
+    return *member != 0 ? STATUS_OK : error_set(err, STATUS_NOT_FOUND, "Cluster member not found");
+}
+
+const char *project_or_default(const char *project)
+{
+    return str_empty(project) ? "default" : project;
+}
+
+int project_id(struct sql *sql, const char *project, int64_t *id, struct error *err)
+{
+    int status = sql_get_int(sql, id, err, "SELECT id FROM projects WHERE name = ?1", "s", project_or_default(project));
+    return status == STATUS_NOT_FOUND ? error_set(err, STATUS_NOT_FOUND, "Project not found") : status;
+}

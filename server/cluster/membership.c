@@ -1,0 +1,539 @@
+/* The leader's side of joining (covey.internal.v1.Membership): introduce, accept, complete, abandon. Every step may be repeated with the same join id and
+ * ends in the same state, so that a joiner or a leader that dies half-way leaves either a member or nothing. Handlers run on agent worker threads. */
+#include "cluster.h"
+
+#include "server/auth/tokens.h"
+#include "server/config/keys.h"
+#include "server/daemon/identity.h"
+#include "server/daemon/state.h"
+#include "server/events/events.h"
+#include "server/operations/operations.h"
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Introduce ---- */
+
+struct introduce {
+    const char *name, *pem, *fingerprint, *secret;
+    bool password_ok;
+    int64_t now_ns;
+    char token_uuid[37];
+};
+
+/* Adds the certificate as a member's; the same one under the same name is fine, a client's is converted. */
+static int trust_member(struct sql *sql, const struct introduce *in, struct error *err)
+{
+    char *name = NULL;
+    int64_t type = 0;
+    int status = sql_get_int(sql, &type, err, "SELECT type FROM certificates WHERE fingerprint = ?1", "s", in->fingerprint);
+    if (status == STATUS_NOT_FOUND) {
+        return sql_exec(sql, err, "INSERT INTO certificates (fingerprint, type, name, certificate) VALUES (?1, 2, ?2, ?3)", "sss", in->fingerprint, in->name, in->pem);
+    }
+    if (status != STATUS_OK || (status = sql_get_text(sql, &name, err, "SELECT name FROM certificates WHERE fingerprint = ?1", "s", in->fingerprint)) != STATUS_OK) {
+        return status;
+    }
+    if (type == 2 && strcmp(name, in->name) != 0) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "Existing server certificate with different name \"%s\" already in trust store", name);
+    } else if (type != 2) {
+        status = sql_exec(sql, err, "UPDATE certificates SET type = 2, name = ?2, restricted = 0 WHERE fingerprint = ?1", "ss", in->fingerprint, in->name);
+    }
+    free(name);
+    return status;
+}
+
+static int introduce_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    struct introduce *in = ud;
+    in->token_uuid[0] = '\0';
+    if (!str_empty(in->secret)) {
+        struct error refused = ERROR_INIT;
+        char *request = NULL;
+        int status = token_take(sql, TOKEN_JOIN, in->name, in->secret, in->now_ns, in->token_uuid, &request, &refused);
+        free(request);
+        if (status == STATUS_NOT_FOUND) {
+            return error_set(err, STATUS_PERMISSION_DENIED, "No matching cluster join operation found");
+        }
+        if (status == STATUS_FAILED_PRECONDITION) { /* consumed all the same: commit, refuse after */
+            buf_puts(result, "Failed during search for join token operation: Token has expired");
+            return STATUS_OK;
+        }
+        if (status != STATUS_OK) {
+            return error_set(err, refused.code, "%s", refused.text);
+        }
+    } else if (!in->password_ok) {
+        return error_set(err, STATUS_PERMISSION_DENIED, "not authorized");
+    }
+    struct error refused = ERROR_INIT;
+    if (trust_member(sql, in, &refused) != STATUS_OK) { /* a token stays used */
+        if (str_empty(in->secret) || refused.code == STATUS_INTERNAL) {
+            return error_set(err, refused.code, "%s", refused.text);
+        }
+        buf_puts(result, refused.text);
+    }
+    return STATUS_OK;
+}
+
+static int read_password(struct sql *sql, void *ud, struct error *err)
+{
+    int status = sql_get_text(sql, ud, err, "SELECT value FROM config WHERE key = 'core.trust_password'", "");
+    return status == STATUS_NOT_FOUND ? STATUS_OK : status;
+}
+
+static int introduce(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    const Covey__Internal__V1__IntroduceRequest *request = (const Covey__Internal__V1__IntroduceRequest *)message;
+    const struct caller *caller = rpc_caller(call);
+    char fingerprint[FINGERPRINT_SIZE];
+    if (cert_check_pem(request->certificate, fingerprint, NULL, err) != STATUS_OK) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid certificate");
+    }
+    if (caller->class != CALLER_LOCAL_ADMIN && strcmp(fingerprint, caller->fingerprint) != 0) {
+        return error_set(err, STATUS_PERMISSION_DENIED, "not authorized"); /* only its own: TLS has proved the key */
+    }
+    if (member_name_check(request->name, err) != STATUS_OK) {
+        return err->code;
+    }
+    struct introduce in = {.name = request->name, .pem = request->certificate, .fingerprint = fingerprint, .secret = request->token_secret, .now_ns = time_unix_ns()};
+    if (str_empty(request->token_secret) && !str_empty(request->password)) {
+        char *hash = NULL;
+        if (daemon_read(the_daemon, DB_LINEARIZABLE, read_password, &hash, NULL, err) != STATUS_OK) {
+            return err->code;
+        }
+        in.password_ok = hash != NULL && password_verify(request->password, hash);
+        free(hash);
+    }
+    struct buf refused = {0};
+    bool replayed = false;
+    int status = daemon_write_call(call, "introduce", introduce_write, &in, &refused, &replayed, err);
+    if (status == STATUS_OK && refused.len > 0) {
+        status = error_set(err, STATUS_PERMISSION_DENIED, "%s", refused.data);
+    }
+    buf_free(&refused);
+    if (in.token_uuid[0] != '\0') {
+        op_token_ended(in.token_uuid, OP_SUCCESS);
+    }
+    if (status == STATUS_OK) {
+        view_propagate(the_daemon);
+        Covey__Internal__V1__IntroduceResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
+        covey__internal__v1__introduce_response__init(out);
+        *response = &out->base;
+    }
+    return status;
+}
+
+/* ---- Accept ---- */
+
+struct accept {
+    const Covey__Internal__V1__AcceptRequest *request;
+    const char *fingerprint;
+    int64_t now_ns;
+    uint64_t id;
+    struct arena *arena;
+    Covey__Internal__V1__AcceptResponse *out;
+};
+
+static int check_versions(struct sql *sql, const Covey__Internal__V1__AcceptRequest *request, struct error *err)
+{
+    int64_t schema = 0, api = 0;
+    int status = sql_get_int(sql, &schema, err, "SELECT max(schema) FROM nodes WHERE state <> 1", "");
+    if (status == STATUS_OK) {
+        status = sql_get_int(sql, &api, err, "SELECT max(api_extensions) FROM nodes WHERE state <> 1", "");
+    }
+    if (status == STATUS_OK && request->schema != schema) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "The joining server version doesn't match (expected %s with DB schema %" PRId64 ")", COVEY_VERSION, schema);
+    }
+    if (status == STATUS_OK && request->api_extensions != api) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "The joining server version doesn't match (expected %s with API count %" PRId64 ")", COVEY_VERSION, api);
+    }
+    return status;
+}
+
+static int cmp_text(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static bool member_specific(const char *key)
+{
+    static const char *const keys[] = {"size", "source", "volatile.initial_source", "zfs.pool_name", "lvm.thinpool_name", "lvm.vg_name"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        if (strcmp(key, keys[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static const char *pool_option(const Covey__Internal__V1__PoolSpec *pool, const char *key)
+{
+    for (size_t i = 0; i < pool->n_config; i++) {
+        if (strcmp(pool->config[i]->key, key) == 0) {
+            return pool->config[i]->value;
+        }
+    }
+    return NULL;
+}
+
+/* Pools that the joiner has under the same name must fit; the others it makes from what it is told. */
+static int check_pools(struct sql *sql, struct accept *in, struct error *err)
+{
+    size_t capacity = 64;
+    Covey__Internal__V1__AcceptResponse *out = in->out;
+    out->pools = arena_alloc(in->arena, capacity * sizeof *out->pools);
+    struct sql_stmt *s = sql_query(sql, "SELECT id, name, driver FROM storage_pools WHERE state = 1 ORDER BY name", "");
+    while (sql_next(s) && out->n_pools < capacity) {
+        Covey__Internal__V1__PoolSpec *pool = arena_alloc(in->arena, sizeof *pool);
+        covey__internal__v1__pool_spec__init(pool);
+        pool->name = arena_strdup(in->arena, sql_text(s, 1));
+        pool->driver = arena_strdup(in->arena, sql_text(s, 2));
+        pool->config = arena_alloc(in->arena, 64 * sizeof *pool->config);
+        struct sql_stmt *c = sql_query(sql, "SELECT key, value FROM storage_pools_config WHERE storage_pool_id = ?1 AND node_id IS NULL ORDER BY key", "i", sql_int(s, 0));
+        while (sql_next(c) && pool->n_config < 64) {
+            Covey__Internal__V1__PoolSpec__ConfigEntry *entry = arena_alloc(in->arena, sizeof *entry);
+            covey__internal__v1__pool_spec__config_entry__init(entry);
+            entry->key = arena_strdup(in->arena, sql_text(c, 0));
+            entry->value = arena_strdup(in->arena, sql_text(c, 1));
+            pool->config[pool->n_config++] = entry;
+        }
+        if (sql_done(c, err) != STATUS_OK) {
+            sql_done(s, NULL);
+            return err->code;
+        }
+        out->pools[out->n_pools++] = pool;
+    }
+    if (sql_done(s, err) != STATUS_OK) {
+        return err->code;
+    }
+    for (size_t i = 0; i < out->n_pools; i++) {
+        const Covey__Internal__V1__PoolSpec *have = NULL;
+        for (size_t j = 0; j < in->request->n_pools; j++) {
+            if (strcmp(in->request->pools[j]->name, out->pools[i]->name) == 0) {
+                have = in->request->pools[j];
+            }
+        }
+        if (have == NULL) {
+            continue;
+        }
+        if (strcmp(have->driver, out->pools[i]->driver) != 0) {
+            return error_set(err, STATUS_FAILED_PRECONDITION, "Mismatching driver for storage pool %s", have->name);
+        }
+        char *differ[128];
+        size_t count = 0;
+        for (size_t k = 0; k < out->pools[i]->n_config && count < 64; k++) {
+            char *key = out->pools[i]->config[k]->key;
+            if (!member_specific(key) && !str_eq(pool_option(have, key), out->pools[i]->config[k]->value)) {
+                differ[count++] = key;
+            }
+        }
+        for (size_t k = 0; k < have->n_config && count < 128; k++) {
+            char *key = have->config[k]->key;
+            if (!member_specific(key) && !str_empty(have->config[k]->value) && pool_option(out->pools[i], key) == NULL) {
+                differ[count++] = key;
+            }
+        }
+        if (count > 0) {
+            struct buf list = {0};
+            qsort(differ, count, sizeof *differ, cmp_text);
+            for (size_t k = 0; k < count; k++) {
+                buf_printf(&list, "%s%s", k > 0 ? ", " : "", differ[k]);
+            }
+            error_set(err, STATUS_FAILED_PRECONDITION, "Mismatching config for storage pool %s: different values for keys: %s", have->name, list.data);
+            buf_free(&list);
+            return err->code;
+        }
+    }
+    return STATUS_OK;
+}
+
+static int accept_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    struct accept *in = ud;
+    const Covey__Internal__V1__AcceptRequest *request = in->request;
+    int64_t id = 0;
+    int status = sql_get_int(sql, &id, err, "SELECT id FROM nodes WHERE join_id = ?1 AND join_id <> ''", "s", request->join_id);
+    if (status == STATUS_NOT_FOUND) {
+        /* An attempt of the same server that it gave up without telling us must not block the name. */
+        status = sql_exec(sql, err, "DELETE FROM nodes WHERE state = 1 AND fingerprint = ?1", "s", in->fingerprint);
+        int64_t count = 0;
+        if (status == STATUS_OK) {
+            status = sql_get_int(sql, &count, err, "SELECT count(*) FROM nodes WHERE name = ?1", "s", request->name);
+        }
+        if (status == STATUS_OK && count > 0) {
+            status = error_set(err, STATUS_FAILED_PRECONDITION, "The cluster already has a member with name: %s", request->name);
+        }
+        if (status == STATUS_OK) {
+            status = sql_get_int(sql, &count, err, "SELECT count(*) FROM nodes WHERE address = ?1", "s", request->address);
+        }
+        if (status == STATUS_OK && count > 0) {
+            status = error_set(err, STATUS_FAILED_PRECONDITION, "The cluster already has a member with address: %s", request->address);
+        }
+        if (status == STATUS_OK) {
+            status = check_versions(sql, request, err);
+        }
+        if (status == STATUS_OK) {
+            status = sql_exec(sql, err,
+                "INSERT INTO nodes (name, address, schema, api_extensions, state, arch, fingerprint, join_id, created_at, heartbeat) VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6, ?7, ?8, ?8)",
+                "ssiiissi", request->name, request->address, request->schema, request->api_extensions, (int64_t)architecture_id(request->architecture),
+                in->fingerprint, request->join_id, in->now_ns);
+            id = sql_last_id(sql);
+        }
+    }
+    in->id = (uint64_t)id;
+    return status;
+}
+
+static int check_read(struct sql *sql, void *ud, struct error *err)
+{
+    int64_t clustered = 0;
+    int status = sql_get_int(sql, &clustered, err, "SELECT count(*) FROM cluster", "");
+    if (status == STATUS_OK && clustered == 0) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "Clustering isn't enabled");
+    }
+    return status == STATUS_OK ? check_pools(sql, ud, err) : status;
+}
+
+static int accept_read(struct sql *sql, void *ud, struct error *err)
+{
+    struct accept *in = ud;
+    char *uuid = NULL, *cert = NULL, *key = NULL;
+    int64_t epoch = 1, id = 0;
+    int status = sql_get_text(sql, &uuid, err, "SELECT uuid FROM cluster WHERE id = 1", "");
+    if (status == STATUS_OK) {
+        status = sql_get_text(sql, &cert, err, "SELECT certificate FROM cluster WHERE id = 1", "");
+    }
+    if (status == STATUS_OK) {
+        status = sql_get_text(sql, &key, err, "SELECT key FROM cluster WHERE id = 1", "");
+    }
+    if (status == STATUS_OK) {
+        status = sql_get_int(sql, &epoch, err, "SELECT epoch FROM cluster WHERE id = 1", "");
+    }
+    if (status == STATUS_OK && in->id == 0) { /* a repeated call whose write is replayed */
+        status = sql_get_int(sql, &id, err, "SELECT id FROM nodes WHERE join_id = ?1", "s", in->request->join_id);
+        in->id = (uint64_t)id;
+    }
+    if (status == STATUS_OK) {
+        in->out->cluster_id = arena_strdup(in->arena, uuid);
+        in->out->epoch = (uint64_t)epoch;
+        in->out->cluster_certificate = arena_strdup(in->arena, cert);
+        in->out->cluster_key = arena_strdup(in->arena, key);
+    }
+    free(uuid);
+    free(cert);
+    free(key);
+    return status;
+}
+
+static int accept_join(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    const Covey__Internal__V1__AcceptRequest *request = (const Covey__Internal__V1__AcceptRequest *)message;
+    struct arena *arena = rpc_arena(call);
+    char canonical[300];
+    if (request->name[0] == '\0') {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "No name provided");
+    }
+    if (member_name_check(request->name, err) != STATUS_OK || address_canonical(request->address, canonical, sizeof canonical, err) != STATUS_OK) {
+        return err->code;
+    }
+    if (address_wildcard(canonical)) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Wildcard addresses aren't allowed");
+    }
+    if (architecture_id(request->architecture) == 0) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Unknown architecture \"%s\"", request->architecture);
+    }
+    if (!uuid_valid(request->join_id)) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid join_id");
+    }
+    Covey__Internal__V1__AcceptResponse *out = arena_alloc(arena, sizeof *out);
+    covey__internal__v1__accept_response__init(out);
+    struct accept in = {.request = request, .fingerprint = rpc_caller(call)->fingerprint, .now_ns = time_unix_ns(), .arena = arena, .out = out};
+    membership_lock();
+    int status = daemon_read(the_daemon, DB_LINEARIZABLE, check_read, &in, NULL, err); /* refusals leave no trace */
+    if (status == STATUS_OK) {
+        status = daemon_write_call(call, "accept", accept_write, &in, NULL, NULL, err);
+    }
+    if (status == STATUS_OK) {
+        status = daemon_read(the_daemon, DB_LINEARIZABLE, accept_read, &in, NULL, err);
+    }
+    membership_unlock();
+    if (status == STATUS_OK) {
+        view_propagate(the_daemon); /* members must know the newcomer before it speaks Raft to them */
+        const struct view *view = view_get();
+        out->id = in.id;
+        out->view = (Covey__Internal__V1__View *)codec_copy(&view->message->base, arena);
+        view_unref(view);
+        *response = &out->base;
+    }
+    return status;
+}
+
+/* ---- Complete ---- */
+
+struct complete {
+    const Covey__Internal__V1__CompleteRequest *request;
+    int64_t now_ns;
+    char name[MEMBER_NAME_MAX + 1];
+};
+
+static int find_pending(struct sql *sql, void *ud, struct error *err)
+{
+    struct complete *in = ud;
+    char *name = NULL;
+    int status = sql_get_text(sql, &name, err, "SELECT name FROM nodes WHERE id = ?1 AND join_id = ?2", "is", (int64_t)in->request->id, in->request->join_id);
+    if (status == STATUS_NOT_FOUND) {
+        status = error_set(err, STATUS_NOT_FOUND, "No pending join with this id");
+    } else if (status == STATUS_OK) {
+        snprintf(in->name, sizeof in->name, "%s", name);
+    }
+    free(name);
+    return status;
+}
+
+static int complete_pool(struct sql *sql, int64_t node, const Covey__Internal__V1__PoolSpec *spec, struct error *err)
+{
+    int64_t pool = 0;
+    int status = sql_get_int(sql, &pool, err, "SELECT id FROM storage_pools WHERE name = ?1", "s", spec->name);
+    if (status == STATUS_OK) {
+        status = sql_exec(sql, err, "INSERT INTO storage_pools_nodes (storage_pool_id, node_id, state) VALUES (?1, ?2, 1) ON CONFLICT DO UPDATE SET state = 1", "ii", pool, node);
+    }
+    for (size_t i = 0; i < spec->n_config && status == STATUS_OK; i++) {
+        if (member_specific(spec->config[i]->key)) {
+            status = sql_exec(sql, err,
+                "INSERT INTO storage_pools_config (storage_pool_id, node_id, key, value) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET value = excluded.value",
+                "iiss", pool, node, spec->config[i]->key, spec->config[i]->value);
+        }
+    }
+    return status;
+}
+
+static int complete_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    struct complete *in = ud;
+    int64_t node = (int64_t)in->request->id, missing = 0;
+    int status = find_pending(sql, in, err);
+    for (size_t i = 0; i < in->request->n_pools && status == STATUS_OK; i++) {
+        status = complete_pool(sql, node, in->request->pools[i], err);
+    }
+    if (status == STATUS_OK) {
+        char *pool = NULL;
+        missing = sql_get_text(sql, &pool, NULL,
+            "SELECT name FROM storage_pools WHERE state = 1 AND id NOT IN (SELECT storage_pool_id FROM storage_pools_nodes WHERE node_id = ?1)", "i", node);
+        if (missing == STATUS_OK) { /* made while the join was under way */
+            status = error_set(err, STATUS_FAILED_PRECONDITION, "Joining member has no config for pool %s", pool);
+        }
+        free(pool);
+    }
+    if (status == STATUS_OK) {
+        status = sql_exec(sql, err, "UPDATE nodes SET state = 0, online = 1, heartbeat = ?2 WHERE id = ?1 AND state = 1", "ii", node, in->now_ns);
+    }
+    return status != STATUS_OK ? status : sql_exec(sql, err, "INSERT OR IGNORE INTO nodes_cluster_groups (node_id, group_id) VALUES (?1, 1)", "i", node);
+}
+
+static int raft_add(struct raft_node *raft, void *ud, struct error *err)
+{
+    return raft_node_add(raft, *(uint64_t *)ud, err);
+}
+
+static int complete_join(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    const Covey__Internal__V1__CompleteRequest *request = (const Covey__Internal__V1__CompleteRequest *)message;
+    struct complete in = {.request = request, .now_ns = time_unix_ns()};
+    bool replayed = false;
+    membership_lock();
+    int status = daemon_read(the_daemon, DB_LINEARIZABLE, find_pending, &in, NULL, err);
+    uint64_t id = request->id;
+    if (status == STATUS_OK) {
+        status = state_with_raft(the_daemon, raft_add, &id, err);
+    }
+    if (status == STATUS_OK) {
+        status = daemon_write_call(call, "complete", complete_write, &in, NULL, &replayed, err);
+    }
+    if (status == STATUS_OK) {
+        struct error later = ERROR_INIT;
+        controller_refresh_view(the_daemon);
+        if (controller_rebalance(the_daemon, &later) != STATUS_OK) {
+            log_warn("join.roles", "member=%s error=\"%s\"", in.name, later.text); /* the controller tries again */
+        }
+    }
+    membership_unlock();
+    if (status == STATUS_OK) {
+        view_propagate(the_daemon);
+        const struct view *view = view_get();
+        Covey__Internal__V1__CompleteResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
+        covey__internal__v1__complete_response__init(out);
+        out->view = (Covey__Internal__V1__View *)codec_copy(&view->message->base, rpc_arena(call));
+        view_unref(view);
+        *response = &out->base;
+        if (!replayed) {
+            char source[128];
+            snprintf(source, sizeof source, "/1.0/cluster/members/%s", in.name);
+            events_lifecycle("cluster-member-added", source, "default", NULL, NULL, in.name);
+        }
+    }
+    return status;
+}
+
+/* ---- Abandon ---- */
+
+struct abandon {
+    const char *join_id, *fingerprint;
+    int64_t id;
+};
+
+static int abandon_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    struct abandon *in = ud;
+    int64_t state = 0;
+    int status = sql_get_int(sql, &state, err, "SELECT state FROM nodes WHERE fingerprint = ?1", "s", in->fingerprint);
+    if (status == STATUS_OK && state != 1) {
+        return error_set(err, STATUS_FAILED_PRECONDITION, "The join is complete already");
+    }
+    if (status == STATUS_OK) {
+        sql_get_int(sql, &in->id, NULL, "SELECT id FROM nodes WHERE fingerprint = ?1", "s", in->fingerprint);
+        status = sql_exec(sql, err, "DELETE FROM nodes WHERE fingerprint = ?1 AND state = 1", "s", in->fingerprint);
+    } else if (status == STATUS_NOT_FOUND) {
+        status = STATUS_OK;
+    }
+    return status != STATUS_OK ? status : sql_exec(sql, err, "DELETE FROM certificates WHERE fingerprint = ?1 AND type = 2", "s", in->fingerprint);
+}
+
+static int abandon_join(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    const Covey__Internal__V1__AbandonRequest *request = (const Covey__Internal__V1__AbandonRequest *)message;
+    struct abandon in = {.join_id = request->join_id, .fingerprint = rpc_caller(call)->fingerprint};
+    membership_lock();
+    int status = daemon_write_call(call, "abandon", abandon_write, &in, NULL, NULL, err);
+    membership_unlock();
+    if (status == STATUS_OK) {
+        if (in.id > 0) {
+            attach_forget((uint64_t)in.id); /* a Raft entry, if it came that far, goes with the next reconciliation */
+        }
+        view_propagate(the_daemon);
+    }
+    return status;
+}
+
+static int who_leads(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    Covey__Internal__V1__WhoLeadsResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
+    covey__internal__v1__who_leads_response__init(out);
+    out->id = daemon_leads(the_daemon) ? daemon_id(the_daemon) : daemon_leader_id(the_daemon);
+    const struct view *view = view_get();
+    const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, out->id);
+    if (member != NULL) {
+        out->address = arena_strdup(rpc_arena(call), member->address);
+    }
+    view_unref(view);
+    *response = &out->base;
+    return STATUS_OK;
+}
+
+static struct rpc_binding bindings[] = {
+    {"Introduce", introduce}, {"Accept", accept_join}, {"Complete", complete_join}, {"Abandon", abandon_join}, {"Attach", NULL}, {"WhoLeads", who_leads},
+};
+
+void membership_bind(void)
+{
+    bindings[4].handler = attach_handler();
+    rpc_bind("covey.internal.v1.Membership", bindings, sizeof bindings / sizeof *bindings, NULL);
+}

@@ -1,0 +1,12 @@
+# The daemon: everything below server/ but host/ and instance-helper/.
+set(covey_server_sources "")
+foreach(folder daemon cluster auth config operations events profiles projects instances images pools)
+  file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/${folder}/*.c")
+  list(APPEND covey_server_sources ${sources})
+endforeach()
+list(REMOVE_ITEM covey_server_sources "${CMAKE_CURRENT_LIST_DIR}/daemon/main.c")
+add_library(covey_server STATIC ${covey_server_sources})
+target_link_libraries(covey_server PUBLIC covey_flags covey_host covey_storage covey_rpc PkgConfig::JANSSON)
+add_executable(coveyd "${CMAKE_CURRENT_LIST_DIR}/daemon/main.c")
+target_link_libraries(coveyd PRIVATE covey_server)
+install(TARGETS coveyd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

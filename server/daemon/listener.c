@@ -1,0 +1,598 @@
+/* Network listeners and the split between REST and gRPC on one port; see listener.h. One thread with one epoll set.
+ *
+ * A new connection is peeked at (MSG_PEEK, SO_RCVLOWAT so that a level-triggered wait does not spin) until its ClientHello is whole; then it is either passed
+ * to the gateway or piped to the gRPC server's socket. Pipes copy with a bounded buffer in each direction. */
+#include "listener.h"
+
+#include "server/config/keys.h"
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <utlist.h>
+
+enum {
+    HELLO_HEADER = 5,
+    HELLO_MAX = 16384 + HELLO_HEADER, /* one TLS record */
+    PIPE_BYTES = 64 * 1024,
+    EVENTS = 64,
+    BIND_TRIES = 10, /* over one second (spec/cluster.md 1.5) */
+    BACKLOG = 512,
+};
+
+enum kind { LISTEN, HELLO, PIPE_SIDE, GATEWAY_LISTEN, WAKE };
+
+struct watched {
+    enum kind kind;
+    int fd;
+};
+
+struct listening {
+    struct watched watched; /* first */
+    char address[300];
+};
+
+struct hello {
+    struct watched watched; /* first */
+    int64_t deadline_ms;
+    char peer[80];
+    struct hello *prev, *next;
+};
+
+struct pipe_pair;
+struct side {
+    struct watched watched; /* first */
+    struct pipe_pair *pair;
+    char *data; /* read from this side, not yet written to the other */
+    size_t at, len;
+    bool ended; /* this side sends no more */
+    uint32_t interest;
+};
+struct pipe_pair {
+    struct side side[2];
+    bool dead;
+    struct pipe_pair *prev, *next;
+};
+
+static struct {
+    struct daemon *daemon;
+    pthread_mutex_t lock; /* listening, core, cluster */
+    pthread_t thread;
+    bool started, stop;
+    int epoll, gateway; /* gateway: the connected gateway's control socket, -1 = none; written by the thread only */
+    struct watched wake, gateway_listen;
+    struct listening *listening[2];
+    char core[300], cluster[300];
+    struct hello *hellos;
+    unsigned hello_count, pipe_count;
+    struct pipe_pair *pipes;
+} listener = {.lock = PTHREAD_MUTEX_INITIALIZER, .epoll = -1, .gateway = -1};
+
+/* ---- ClientHello ---- */
+
+static unsigned get16(const uint8_t *p)
+{
+    return (unsigned)p[0] << 8 | p[1];
+}
+
+/* Whether the ALPN list (its 2-byte length first) offers h2 but not http/1.1. */
+static bool alpn_is_grpc(const uint8_t *p, size_t len)
+{
+    bool h2 = false, http1 = false;
+    size_t at = 2;
+    while (at < len) {
+        size_t n = p[at];
+        if (at + 1 + n > len) {
+            return false;
+        }
+        h2 = h2 || (n == 2 && memcmp(p + at + 1, "h2", 2) == 0);
+        http1 = http1 || (n == 8 && memcmp(p + at + 1, "http/1.1", 8) == 0);
+        at += 1 + n;
+    }
+    return h2 && !http1;
+}
+
+/* p: the whole first TLS record. Anything that is not a well-formed ClientHello counts as REST: the gateway's TLS refuses it. */
+static bool hello_is_grpc(const uint8_t *p, size_t len)
+{
+    enum { ALPN = 16 };
+    size_t at = HELLO_HEADER + 4 + 2 + 32; /* record, handshake header, version, random */
+    if (len < at + 1 || p[0] != 22 || p[HELLO_HEADER] != 1) {
+        return false;
+    }
+    at += 1u + p[at]; /* session id */
+    if (at + 2 > len) {
+        return false;
+    }
+    at += 2u + get16(p + at); /* cipher suites */
+    if (at + 1 > len) {
+        return false;
+    }
+    at += 1u + p[at]; /* compression */
+    if (at + 2 > len) {
+        return false;
+    }
+    size_t end = at + 2 + get16(p + at);
+    at += 2;
+    end = end < len ? end : len;
+    while (at + 4 <= end) {
+        unsigned type = get16(p + at);
+        size_t n = get16(p + at + 2);
+        at += 4;
+        if (at + n > end) {
+            return false;
+        }
+        if (type == ALPN && n >= 2) {
+            return alpn_is_grpc(p + at, n);
+        }
+        at += n;
+    }
+    return false;
+}
+
+/* ---- epoll helpers ---- */
+
+static bool watch(struct watched *w, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = w};
+    return epoll_ctl(listener.epoll, EPOLL_CTL_ADD, w->fd, &event) == 0;
+}
+
+static void rewatch(struct side *side, uint32_t events)
+{
+    if (side->interest != events) {
+        struct epoll_event event = {.events = events, .data.ptr = &side->watched};
+        side->interest = events;
+        epoll_ctl(listener.epoll, EPOLL_CTL_MOD, side->watched.fd, &event);
+    }
+}
+
+/* ---- gRPC: pipes ---- */
+
+static void pipe_kill(struct pipe_pair *pair)
+{
+    if (!pair->dead) {
+        pair->dead = true; /* freed after the batch of events: both sides may be in it */
+        for (int i = 0; i < 2; i++) {
+            epoll_ctl(listener.epoll, EPOLL_CTL_DEL, pair->side[i].watched.fd, NULL);
+            close(pair->side[i].watched.fd);
+        }
+    }
+}
+
+static void pipes_reap(void)
+{
+    struct pipe_pair *pair, *next;
+    DL_FOREACH_SAFE(listener.pipes, pair, next) {
+        if (pair->dead) {
+            DL_DELETE(listener.pipes, pair);
+            free(pair->side[0].data);
+            free(pair->side[1].data);
+            free(pair);
+            listener.pipe_count--;
+        }
+    }
+}
+
+/* Moves what can be moved from one side to the other. False on a broken connection. */
+static bool pipe_move(struct side *from, struct side *to)
+{
+    for (;;) {
+        if (from->len == 0 && !from->ended) {
+            ssize_t n = recv(from->watched.fd, from->data, PIPE_BYTES, MSG_DONTWAIT);
+            if (n > 0) {
+                from->at = 0;
+                from->len = (size_t)n;
+            } else if (n == 0) {
+                from->ended = true;
+                shutdown(to->watched.fd, SHUT_WR);
+            } else {
+                return errno == EAGAIN || errno == EINTR;
+            }
+        }
+        if (from->len == 0) {
+            return true;
+        }
+        ssize_t n = send(to->watched.fd, from->data + from->at, from->len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0) {
+            return errno == EAGAIN || errno == EINTR;
+        }
+        from->at += (size_t)n;
+        from->len -= (size_t)n;
+    }
+}
+
+static void pipe_run(struct pipe_pair *pair)
+{
+    struct side *a = &pair->side[0], *b = &pair->side[1];
+    if (pair->dead) {
+        return;
+    }
+    if (!pipe_move(a, b) || !pipe_move(b, a) || (a->ended && b->ended && a->len == 0 && b->len == 0)) {
+        pipe_kill(pair);
+        return;
+    }
+    rewatch(a, (a->len == 0 && !a->ended ? EPOLLIN : 0u) | (b->len > 0 ? EPOLLOUT : 0u));
+    rewatch(b, (b->len == 0 && !b->ended ? EPOLLIN : 0u) | (a->len > 0 ? EPOLLOUT : 0u));
+}
+
+static void pipe_open(int fd)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/cluster.socket", listener.daemon->dir);
+    int to = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (to < 0 || listener.pipe_count >= LISTENER_PIPES_MAX || connect(to, (struct sockaddr *)&address, sizeof address) != 0) {
+        if (to >= 0) {
+            close(to);
+        }
+        close(fd);
+        return;
+    }
+    int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    struct pipe_pair *pair = xcalloc(1, sizeof *pair);
+    int fds[2] = {fd, to};
+    for (int i = 0; i < 2; i++) {
+        pair->side[i] = (struct side){.watched = {PIPE_SIDE, fds[i]}, .pair = pair, .data = xmalloc(PIPE_BYTES), .interest = EPOLLIN};
+    }
+    DL_APPEND(listener.pipes, pair);
+    listener.pipe_count++;
+    if (!watch(&pair->side[0].watched, EPOLLIN) || !watch(&pair->side[1].watched, EPOLLIN)) {
+        pipe_kill(pair);
+        return;
+    }
+    pipe_run(pair);
+}
+
+/* ---- REST: passing sockets ---- */
+
+static void pass_to_gateway(int fd, const char *peer)
+{
+    char text[128];
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec iov = {text, (size_t)snprintf(text, sizeof text, "tcp %s", peer)};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control.space};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    if (listener.gateway >= 0 && sendmsg(listener.gateway, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno != EAGAIN) {
+        close(listener.gateway);
+        listener.gateway = -1;
+    }
+    close(fd); /* without a gateway the client sees the connection end and may come again */
+}
+
+static void gateway_accept(void)
+{
+    int fd = accept4(listener.gateway_listen.fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd >= 0) {
+        if (listener.gateway >= 0) {
+            close(listener.gateway); /* the newest one serves */
+        }
+        listener.gateway = fd;
+        log_info("gateway.attached", "fd=%d", fd);
+    }
+}
+
+/* ---- new connections ---- */
+
+static void peer_text(const struct sockaddr_storage *peer, char *out, size_t size)
+{
+    char host[INET6_ADDRSTRLEN] = "";
+    if (peer->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)peer;
+        inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof host);
+        snprintf(out, size, "[%s]:%u", host, ntohs(in6->sin6_port));
+    } else {
+        const struct sockaddr_in *in4 = (const struct sockaddr_in *)peer;
+        inet_ntop(AF_INET, &in4->sin_addr, host, sizeof host);
+        snprintf(out, size, "%s:%u", host, ntohs(in4->sin_port));
+    }
+}
+
+static void hello_end(struct hello *hello)
+{
+    epoll_ctl(listener.epoll, EPOLL_CTL_DEL, hello->watched.fd, NULL);
+    DL_DELETE(listener.hellos, hello);
+    listener.hello_count--;
+    free(hello);
+}
+
+static void hello_run(struct hello *hello)
+{
+    static uint8_t data[HELLO_MAX]; /* this thread only */
+    int fd = hello->watched.fd, one = 1;
+    ssize_t n = recv(fd, data, sizeof data, MSG_PEEK | MSG_DONTWAIT);
+    if (n <= 0) {
+        if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+            hello_end(hello);
+            close(fd);
+        }
+        return;
+    }
+    size_t need = n >= HELLO_HEADER && data[0] == 22 ? HELLO_HEADER + (size_t)get16(data + 3) : HELLO_HEADER;
+    if (data[0] == 22 && (size_t)n < need && need <= HELLO_MAX) {
+        int low = (int)need;
+        setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof low);
+        return;
+    }
+    char peer[sizeof hello->peer];
+    memcpy(peer, hello->peer, sizeof peer);
+    bool grpc = hello_is_grpc(data, (size_t)n < need ? (size_t)n : need);
+    hello_end(hello);
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
+    if (grpc) {
+        pipe_open(fd);
+    } else {
+        pass_to_gateway(fd, peer);
+    }
+}
+
+static void accept_one(struct listening *listening)
+{
+    struct sockaddr_storage peer;
+    socklen_t size = sizeof peer;
+    int fd = accept4(listening->watched.fd, (struct sockaddr *)&peer, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) {
+        return;
+    }
+    struct hello *hello = xcalloc(1, sizeof *hello);
+    hello->watched = (struct watched){HELLO, fd};
+    hello->deadline_ms = time_mono_ms() + LISTENER_HELLO_TIMEOUT_MS;
+    peer_text(&peer, hello->peer, sizeof hello->peer);
+    if (listener.hello_count >= LISTENER_PENDING_MAX || !watch(&hello->watched, EPOLLIN)) {
+        close(fd);
+        free(hello);
+        return;
+    }
+    DL_APPEND(listener.hellos, hello);
+    listener.hello_count++;
+}
+
+static void expire_hellos(void)
+{
+    struct hello *hello, *next;
+    int64_t now = time_mono_ms();
+    DL_FOREACH_SAFE(listener.hellos, hello, next) {
+        if (hello->deadline_ms > now) {
+            break; /* in order of arrival */
+        }
+        int fd = hello->watched.fd;
+        hello_end(hello);
+        close(fd);
+    }
+}
+
+static void *listener_main(void *ud)
+{
+    struct epoll_event events[EVENTS];
+    while (!__atomic_load_n(&listener.stop, __ATOMIC_ACQUIRE)) {
+        int n = epoll_wait(listener.epoll, events, EVENTS, listener.hellos != NULL ? 1000 : -1);
+        pthread_mutex_lock(&listener.lock); /* listening sockets may be exchanged meanwhile */
+        for (int i = 0; i < n; i++) {
+            struct watched *w = events[i].data.ptr;
+            uint64_t drop;
+            switch (w->kind) {
+            case LISTEN:
+                if ((struct listening *)w == listener.listening[0] || (struct listening *)w == listener.listening[1]) {
+                    accept_one((struct listening *)w);
+                }
+                break;
+            case HELLO: hello_run((struct hello *)w); break;
+            case PIPE_SIDE: pipe_run(((struct side *)w)->pair); break;
+            case GATEWAY_LISTEN: gateway_accept(); break;
+            case WAKE:
+                if (read(w->fd, &drop, sizeof drop) < 0) {
+                    continue;
+                }
+                break;
+            }
+        }
+        pipes_reap();
+        expire_hellos();
+        pthread_mutex_unlock(&listener.lock);
+    }
+    return NULL;
+}
+
+/* ---- configuration ---- */
+
+static int bind_one(const char *address, int *out, char *reason, size_t size)
+{
+    char host[300];
+    snprintf(host, sizeof host, "%s", address);
+    char *port = strrchr(host, ':');
+    *port++ = '\0';
+    char *name = host;
+    if (*name == '[') {
+        name++;
+        name[strcspn(name, "]")] = '\0';
+    }
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found = NULL;
+    int rc = getaddrinfo(*name != '\0' ? name : NULL, port, &hints, &found);
+    if (rc != 0) {
+        snprintf(reason, size, "%s", gai_strerror(rc));
+        return -1;
+    }
+    int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), one = 1, zero = 0;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (found->ai_family == AF_INET6) {
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero); /* [::] takes IPv4 too */
+    }
+    if (fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
+        snprintf(reason, size, "listen tcp %s: bind: %s", address, strerrordesc_np(errno));
+        if (fd >= 0) {
+            close(fd);
+        }
+        fd = -1;
+    }
+    freeaddrinfo(found);
+    *out = fd;
+    return fd >= 0 ? 0 : -1;
+}
+
+static struct listening *listening_open(const char *address, const char *what, struct error *err)
+{
+    char reason[400] = "";
+    int fd = -1;
+    for (int i = 0; i < BIND_TRIES && bind_one(address, &fd, reason, sizeof reason) != 0; i++) {
+        usleep(100000);
+    }
+    if (fd < 0) {
+        error_set(err, STATUS_INTERNAL, "Cannot listen on %s HTTPS socket \"%s\": %s", what, address, reason);
+        return NULL;
+    }
+    struct listening *listening = xcalloc(1, sizeof *listening);
+    listening->watched = (struct watched){LISTEN, fd};
+    snprintf(listening->address, sizeof listening->address, "%s", address);
+    return listening;
+}
+
+static void listening_close(struct listening *listening)
+{
+    if (listening != NULL) {
+        epoll_ctl(listener.epoll, EPOLL_CTL_DEL, listening->watched.fd, NULL);
+        close(listening->watched.fd);
+        free(listening);
+    }
+}
+
+static struct listening *listening_find(const char *address)
+{
+    for (int i = 0; i < 2; i++) {
+        if (listener.listening[i] != NULL && strcmp(listener.listening[i]->address, address) == 0) {
+            return listener.listening[i];
+        }
+    }
+    return NULL;
+}
+
+int listener_set(struct daemon *daemon, const char *core, const char *cluster, struct error *err)
+{
+    /* At most two sockets: core, and cluster unless core covers it. */
+    const char *wanted[2] = {core, cluster[0] != '\0' && core[0] != '\0' && address_covered(cluster, core) ? "" : cluster};
+    static const char *const what[2] = {"network", "cluster"};
+    struct listening *next[2] = {NULL, NULL}, *closed[2] = {NULL, NULL};
+    bool fresh[2] = {false, false};
+    int status = STATUS_OK;
+    pthread_mutex_lock(&listener.lock);
+    for (int i = 0; i < 2; i++) { /* a wildcard takes the place of a socket on the same port: that one must go first */
+        if (listener.listening[i] != NULL && strcmp(listener.listening[i]->address, wanted[0]) != 0 && strcmp(listener.listening[i]->address, wanted[1]) != 0) {
+            closed[i] = listener.listening[i];
+            listener.listening[i] = NULL;
+            epoll_ctl(listener.epoll, EPOLL_CTL_DEL, closed[i]->watched.fd, NULL);
+            close(closed[i]->watched.fd);
+        }
+    }
+    for (int i = 0; i < 2 && status == STATUS_OK; i++) {
+        if (wanted[i][0] == '\0') {
+            continue;
+        }
+        next[i] = listening_find(wanted[i]);
+        if (next[i] == NULL) {
+            next[i] = listening_open(wanted[i], what[i], err);
+            fresh[i] = next[i] != NULL;
+            status = next[i] != NULL && watch(&next[i]->watched, EPOLLIN) ? STATUS_OK : (int)(err != NULL && err->code != STATUS_OK ? err->code : STATUS_INTERNAL);
+        }
+    }
+    if (status == STATUS_OK) {
+        listener.listening[0] = next[0];
+        listener.listening[1] = next[1];
+        snprintf(listener.core, sizeof listener.core, "%s", core);
+        snprintf(listener.cluster, sizeof listener.cluster, "%s", cluster);
+    } else { /* put the former ones back */
+        for (int i = 0; i < 2; i++) {
+            if (fresh[i]) {
+                listening_close(next[i]);
+            }
+            if (closed[i] != NULL) {
+                struct error again = ERROR_INIT;
+                listener.listening[i] = listening_open(closed[i]->address, what[i], &again);
+                if (listener.listening[i] == NULL || !watch(&listener.listening[i]->watched, EPOLLIN)) {
+                    log_error("listener.restore", "error=\"%s\"", again.text);
+                }
+            }
+        }
+    }
+    free(closed[0]);
+    free(closed[1]);
+    pthread_mutex_unlock(&listener.lock);
+    return status;
+}
+
+void listener_get(char *core, size_t core_size, char *cluster, size_t cluster_size)
+{
+    pthread_mutex_lock(&listener.lock);
+    snprintf(core, core_size, "%s", listener.core);
+    snprintf(cluster, cluster_size, "%s", listener.cluster);
+    pthread_mutex_unlock(&listener.lock);
+}
+
+int listener_start(struct daemon *daemon, struct error *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    listener.daemon = daemon;
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/gateway.socket", daemon->dir);
+    unlink(address.sun_path);
+    listener.epoll = epoll_create1(EPOLL_CLOEXEC);
+    listener.wake = (struct watched){WAKE, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    listener.gateway_listen = (struct watched){GATEWAY_LISTEN, socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+    mode_t mask = umask(0177);
+    int rc = bind(listener.gateway_listen.fd, (struct sockaddr *)&address, sizeof address);
+    umask(mask);
+    if (rc != 0 || listen(listener.gateway_listen.fd, 4) != 0 || !watch(&listener.wake, EPOLLIN) || !watch(&listener.gateway_listen, EPOLLIN)) {
+        return error_set(err, STATUS_INTERNAL, "cannot listen on %s: %s", address.sun_path, strerrordesc_np(errno));
+    }
+    if (pthread_create(&listener.thread, NULL, listener_main, NULL) != 0) {
+        return error_set(err, STATUS_INTERNAL, "cannot start a thread");
+    }
+    listener.started = true;
+    return STATUS_OK;
+}
+
+void listener_stop(void)
+{
+    if (!listener.started) {
+        return;
+    }
+    uint64_t one = 1;
+    __atomic_store_n(&listener.stop, true, __ATOMIC_RELEASE);
+    if (write(listener.wake.fd, &one, sizeof one) == sizeof one) {
+        pthread_join(listener.thread, NULL);
+    }
+    listening_close(listener.listening[0]);
+    listening_close(listener.listening[1]);
+    struct pipe_pair *pair;
+    DL_FOREACH(listener.pipes, pair) {
+        pipe_kill(pair);
+    }
+    pipes_reap();
+    while (listener.hellos != NULL) {
+        int fd = listener.hellos->watched.fd;
+        hello_end(listener.hellos);
+        close(fd);
+    }
+    if (listener.gateway >= 0) {
+        close(listener.gateway);
+    }
+    close(listener.gateway_listen.fd);
+    close(listener.wake.fd);
+    close(listener.epoll);
+    listener.started = false;
+}

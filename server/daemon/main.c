@@ -1,0 +1,291 @@
+/* coveyd: one member. Starts its parts in order, waits for a signal, stops them in reverse. Running containers are left alone unless a shutdown was asked for. */
+#include "route.h"
+
+#include "identity.h"
+#include "listener.h"
+#include "server/cluster/cluster.h"
+#include "server/events/events.h"
+#include "server/operations/operations.h"
+#include "server/services.h"
+#include "state.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <grp.h>
+#include <limits.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { STOP_GRACE_MS = 2000, MALLOC_ARENAS = 2 };
+
+static struct daemon daemon_object;
+struct daemon *the_daemon = &daemon_object;
+
+static const char usage[] = "usage: coveyd [--dir DIR] [--group GROUP] [--logfile FILE] [--debug] [--verbose] [--no-gateway]\n"
+                            "  --dir DIR       state directory (default $COVEY_DIR or /var/lib/covey)\n"
+                            "  --group GROUP   members of this group may use the local sockets, besides root\n"
+                            "  --logfile FILE  append the log to FILE instead of stderr\n"
+                            "  --debug         log everything\n"
+                            "  --no-gateway    do not start covey-gateway (it runs as a unit of its own)\n";
+
+struct options {
+    const char *dir, *group, *logfile;
+    bool debug, no_gateway;
+};
+
+static int parse(int argc, char **argv, struct options *options)
+{
+    static const struct option table[] = {{"dir", required_argument, NULL, 'D'}, {"group", required_argument, NULL, 'g'}, {"logfile", required_argument, NULL, 'l'},
+        {"debug", no_argument, NULL, 'd'}, {"verbose", no_argument, NULL, 'v'}, {"no-gateway", no_argument, NULL, 'n'}, {"help", no_argument, NULL, 'h'}, {0}};
+    options->dir = getenv("COVEY_DIR");
+    for (int c; (c = getopt_long(argc, argv, "D:g:l:dvnh", table, NULL)) != -1;) {
+        switch (c) {
+        case 'D': options->dir = optarg; break;
+        case 'g': options->group = optarg; break;
+        case 'l': options->logfile = optarg; break;
+        case 'd': options->debug = true; break;
+        case 'v': break;
+        case 'n': options->no_gateway = true; break;
+        case 'h': fputs(usage, stdout); exit(0);
+        default: fputs(usage, stderr); return -1;
+        }
+    }
+    if (optind < argc) {
+        fprintf(stderr, "coveyd: unexpected argument \"%s\"\n%s", argv[optind], usage);
+        return -1;
+    }
+    options->dir = options->dir != NULL ? options->dir : "/var/lib/covey";
+    return 0;
+}
+
+/* One daemon per state directory: a lock that ends with the process. */
+static int take_lock(struct daemon *daemon, struct error *err)
+{
+    char *path = xasprintf("%s/coveyd.lock", daemon->dir);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    free(path);
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        return error_set(err, STATUS_FAILED_PRECONDITION, "another coveyd runs on %s (%s)", daemon->dir, strerrordesc_np(errno));
+    }
+    return STATUS_OK;
+}
+
+static struct rpc_channel *host_channel(void *ud, const char *address)
+{
+    return member_channel_by_address(ud, address);
+}
+
+static int load_identity(struct daemon *daemon, struct error *err)
+{
+    char *id = local_state_get(daemon->local, "member_id"), *clustered = local_state_get(daemon->local, "clustered"), *name = local_state_get(daemon->local, "name");
+    state_set_identity(daemon, id != NULL ? strtoull(id, NULL, 10) : 1, clustered != NULL, name != NULL ? name : "");
+    int status = STATUS_OK;
+    char *database = xasprintf("%s/database", daemon->dir);
+    if (clustered == NULL && !db_exists(database)) {
+        status = db_bootstrap(database, 1, err); /* a standalone server is a cluster of one */
+    }
+    free(database);
+    free(id);
+    free(clustered);
+    free(name);
+    return status;
+}
+
+static void bind_services(struct daemon *daemon)
+{
+    host_bind(daemon->host);
+    raft_transport_bind();
+    admin_bind();
+    membership_bind();
+    cluster_service_bind();
+    bootstrap_register();
+    join_register();
+    events_init(daemon);
+    operations_init(daemon);
+    server_service_bind();
+    certificates_bind();
+    projects_bind();
+    profiles_bind();
+    pools_bind();
+    images_bind();
+    instances_bind();
+    attach_init(daemon);
+}
+
+static struct rpc_server *grpc_local, *grpc_tls;
+
+static int open_sockets(struct daemon *daemon, struct error *err)
+{
+    int64_t gid = -1;
+    if (daemon->group != NULL) {
+        struct group *group = getgrnam(daemon->group);
+        if (group == NULL) {
+            return error_set(err, STATUS_INVALID_ARGUMENT, "no group named \"%s\"", daemon->group);
+        }
+        gid = group->gr_gid;
+    }
+    char *local = xasprintf("%s/grpc.socket", daemon->dir), *tls = xasprintf("unix:%s/cluster.socket", daemon->dir);
+    struct identity identity = {0};
+    identity_copy(&identity);
+    mode_t mask = umask(0177);
+    unlink(tls + strlen("unix:"));
+    grpc_tls = rpc_server_listen_tls(tls, &identity, err);
+    umask(mask);
+    if (grpc_tls != NULL) {
+        identity_serve(grpc_tls);
+        grpc_local = rpc_server_listen_unix(local, gid, err);
+    }
+    identity_free(&identity);
+    free(local);
+    free(tls);
+    return grpc_local != NULL ? STATUS_OK : (int)err->code;
+}
+
+static int open_listeners(struct daemon *daemon, struct error *err)
+{
+    char *core = local_config_get(daemon->local, "core.https_address"), *cluster = local_config_get(daemon->local, "cluster.https_address");
+    int status = listener_start(daemon, err);
+    if (status == STATUS_OK) {
+        status = listener_set(daemon, core != NULL ? core : "", cluster != NULL ? cluster : "", err);
+    }
+    free(core);
+    free(cluster);
+    return status;
+}
+
+static int start(struct daemon *daemon, const struct options *options, struct error *err)
+{
+    char *database = xasprintf("%s/database", daemon->dir);
+    int status = dir_make(daemon->dir, 0711, err);
+    status = status == STATUS_OK ? dir_make(database, 0700, err) : status;
+    status = status == STATUS_OK ? take_lock(daemon, err) : status;
+    status = status == STATUS_OK ? identity_init(daemon, err) : status;
+    status = status == STATUS_OK ? local_db_open(database, &daemon->local, err) : status;
+    free(database);
+    if (status != STATUS_OK || load_identity(daemon, err) != STATUS_OK) {
+        return err->code;
+    }
+    view_load(daemon);
+    struct host_config host = {.state_dir = daemon->dir, .channel = host_channel, .ud = daemon, .status_changed = attach_instance_changed};
+    struct rpc_policy policy = {.ud = daemon, .classify = view_classify, .route = route_call, .admit = admit_call};
+    status = host_start(&host, &daemon->host, err);
+    if (status == STATUS_OK) {
+        bind_services(daemon);
+        rpc_set_policy(&policy);
+        controller_start(daemon);
+        status = open_sockets(daemon, err);
+    }
+    status = status == STATUS_OK ? open_listeners(daemon, err) : status;
+    status = status == STATUS_OK ? state_open_database(daemon, err) : status;
+    if (status == STATUS_OK) {
+        attach_start(daemon);
+        status = join_resume(daemon, err);
+    }
+    if (status == STATUS_OK && !options->no_gateway) {
+        status = gateway_start(daemon, err);
+    }
+    return status;
+}
+
+/* Ready once a leader is known: before, clients get a clear "setup in progress". */
+static bool wait_ready(struct daemon *daemon, sigset_t *signals)
+{
+    for (unsigned seen = 0;;) {
+        const struct view *view = view_get();
+        bool known = view->message->n_members > 0;
+        view_unref(view);
+        if (known && (daemon_leads(daemon) || daemon_leader_id(daemon) != 0 || attach_known_leader() != 0)) {
+            return true;
+        }
+        seen = state_wait_change(seen, 20);
+        struct timespec now = {0, 0};
+        int signal = sigtimedwait(signals, NULL, &now);
+        if (signal > 0 && signal != SIGHUP) {
+            return false;
+        }
+    }
+}
+
+static void stop(struct daemon *daemon)
+{
+    bool keep = true, asked = admin_shutdown_wanted(&keep);
+    daemon_set_phase(DAEMON_STOPPING);
+    log_info("daemon.stopping", "instances=%s", asked && !keep ? "stop" : "keep");
+    if (asked && !keep) {
+        instances_stop_all(daemon);
+    }
+    handover(daemon);
+    gateway_stop();
+    attach_stop();
+    controller_stop();
+    operations_lead(false);
+    listener_stop();
+    identity_serve(NULL);
+    rpc_server_destroy(grpc_local, STOP_GRACE_MS);
+    rpc_server_destroy(grpc_tls, STOP_GRACE_MS);
+    state_close_database(daemon);
+    members_forget_channels();
+    host_stop(daemon->host);
+    local_db_close(daemon->local);
+    rpc_shutdown();
+    log_info("daemon.stopped", "dir=%s", daemon->dir);
+}
+
+int main(int argc, char **argv)
+{
+    struct options options = {0};
+    char dir[PATH_MAX];
+    if (parse(argc, argv, &options) != 0) {
+        return 2;
+    }
+    mallopt(M_ARENA_MAX, MALLOC_ARENAS);
+    log_init("coveyd", options.debug ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
+    if (options.logfile != NULL) {
+        log_to_file(options.logfile);
+    }
+    struct rlimit files = {65536, 65536};
+    setrlimit(RLIMIT_NOFILE, &files); /* best effort: a low limit shows up as failed accepts */
+    sigset_t signals;
+    sigemptyset(&signals);
+    for (int i = 0; i < 5; i++) {
+        sigaddset(&signals, (int[]){SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGHUP}[i]);
+    }
+    pthread_sigmask(SIG_BLOCK, &signals, NULL); /* before any thread: main waits for them */
+    signal(SIGPIPE, SIG_IGN);
+    struct error err = ERROR_INIT;
+    if (dir_make(options.dir, 0711, &err) != STATUS_OK || realpath(options.dir, dir) == NULL) {
+        fprintf(stderr, "coveyd: %s: %s\n", options.dir, err.code != STATUS_OK ? err.text : strerrordesc_np(errno));
+        return 1;
+    }
+    the_daemon->dir = xstrdup(dir);
+    the_daemon->group = options.group != NULL ? xstrdup(options.group) : NULL;
+    the_daemon->started_ms = time_mono_ms();
+    gethostname(the_daemon->hostname, sizeof the_daemon->hostname - 1);
+    registry_init();
+    rpc_init();
+    if (start(the_daemon, &options, &err) != STATUS_OK) {
+        log_error("daemon.start", "error=\"%s\"", err.text);
+        fprintf(stderr, "coveyd: %s\n", err.text);
+        return 1;
+    }
+    if (wait_ready(the_daemon, &signals)) {
+        daemon_set_phase(DAEMON_READY);
+        log_info("daemon.ready", "id=%llu ms=%lld", (unsigned long long)daemon_id(the_daemon), (long long)(time_mono_ms() - the_daemon->started_ms));
+        instances_autostart(the_daemon);
+        for (int signal = SIGHUP; signal == SIGHUP;) {
+            if (sigwait(&signals, &signal) != 0) {
+                break;
+            }
+        }
+    }
+    stop(the_daemon);
+    return 0;
+}

@@ -1,0 +1,100 @@
+/* The dispatcher's policy: where a call runs and whether this member takes it at the moment. Runs on worker threads. */
+#include "route.h"
+
+#include "server/cluster/cluster.h"
+#include "server/operations/operations.h"
+#include "state.h"
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <string.h>
+
+static atomic_int phase = DAEMON_STARTING;
+
+void daemon_set_phase(enum daemon_phase next)
+{
+    atomic_store(&phase, (int)next);
+    rpc_health_set(next == DAEMON_READY);
+}
+
+enum daemon_phase daemon_phase(void)
+{
+    return (enum daemon_phase)atomic_load(&phase);
+}
+
+/* Waits until somebody is known to lead: this member (0), or another one's id. */
+static int wait_leader(struct daemon *daemon, struct rpc_call *call, uint64_t *leader, struct error *err)
+{
+    int64_t left = rpc_call_deadline_left_ms(call), end = time_mono_ms() + (left < LEADER_WAIT_MS ? left : LEADER_WAIT_MS);
+    uint64_t self = daemon_id(daemon);
+    for (unsigned seen = 0; !rpc_call_cancelled(call);) {
+        if (daemon_leads(daemon)) {
+            *leader = 0;
+            return STATUS_OK;
+        }
+        uint64_t id = daemon_leader_id(daemon);
+        id = id != 0 ? id : attach_known_leader();
+        if (id != 0 && id != self) {
+            *leader = id;
+            return STATUS_OK;
+        }
+        int64_t rest = end - time_mono_ms();
+        if (rest <= 0) {
+            break;
+        }
+        seen = state_wait_change(seen, rest < 50 ? rest : 50);
+    }
+    return error_set(err, STATUS_UNAVAILABLE, "no available leader: the database has no majority of its voters");
+}
+
+/* The member that `target` names; 0 = here. */
+static int route_target(struct daemon *daemon, const ProtobufCMessage *request, uint64_t *member, struct error *err)
+{
+    int status = target_resolve(daemon, request != NULL ? codec_get_string(request, "target") : "", member, err);
+    if (status == STATUS_OK && *member != 0 && !member_online(daemon, *member)) {
+        status = error_set(err, STATUS_UNAVAILABLE, "Cluster member %s is offline", codec_get_string(request, "target"));
+    }
+    return status;
+}
+
+int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request, unsigned attempt, const struct error *last, struct rpc_channel **channel,
+               struct error *err)
+{
+    struct daemon *daemon = ud;
+    const struct method *method = rpc_call_method(call);
+    uint64_t member = 0;
+    int status = STATUS_OK;
+    *channel = NULL;
+    switch (method->route) {
+    case RPC_ROUTE_LOCAL: return STATUS_OK;
+    case RPC_ROUTE_TARGET: status = route_target(daemon, request, &member, err); break;
+    case RPC_ROUTE_OPERATION:
+    case RPC_ROUTE_LEADER:
+        if (strcmp(method->service, "covey.v1.Operations") == 0 && request != NULL && op_is_local(codec_get_string(request, "id"))) {
+            return STATUS_OK;
+        }
+        status = wait_leader(daemon, call, &member, err);
+        break;
+    }
+    if (status != STATUS_OK || member == 0 || member == daemon_id(daemon)) {
+        return status;
+    }
+    *channel = member_channel(daemon, member, err);
+    return *channel != NULL ? STATUS_OK : (int)err->code;
+}
+
+int admit_call(void *ud, struct rpc_call *call, struct error *err)
+{
+    const struct method *method = rpc_call_method(call);
+    if (strncmp(method->service, "covey.v1.", 9) != 0) {
+        return STATUS_OK;
+    }
+    enum daemon_phase now = daemon_phase();
+    if (now == DAEMON_STARTING) {
+        return error_set(err, STATUS_UNAVAILABLE, "LXD daemon setup in progress");
+    }
+    bool always = !method->write || strcmp(method->service, "covey.v1.Operations") == 0 || strcmp(method->service, "covey.v1.Events") == 0;
+    if (now == DAEMON_STOPPING && !always) {
+        return error_set(err, STATUS_UNAVAILABLE, "LXD is shutting down");
+    }
+    return STATUS_OK;
+}

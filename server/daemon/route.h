@@ -1,0 +1,25 @@
+/* Where calls run, and the phases of a daemon's life. Private to server/daemon. */
+#ifndef COVEY_SERVER_DAEMON_ROUTE_H
+#define COVEY_SERVER_DAEMON_ROUTE_H
+
+#include "daemon.h"
+
+enum daemon_phase { DAEMON_STARTING, DAEMON_READY, DAEMON_STOPPING };
+
+void daemon_set_phase(enum daemon_phase next);
+enum daemon_phase daemon_phase(void);
+/* rpc_policy.route and .admit */
+int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request, unsigned attempt, const struct error *last, struct rpc_channel **channel,
+               struct error *err);
+int admit_call(void *ud, struct rpc_call *call, struct error *err);
+
+/* admin.c */
+void admin_bind(void);
+/* Set when a client asked for shutdown: stop all instances too. */
+bool admin_shutdown_wanted(bool *keep_instances);
+
+/* gateway.c: the supervised gateway process */
+int gateway_start(struct daemon *daemon, struct error *err);
+void gateway_stop(void);
+
+#endif
