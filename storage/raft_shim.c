@@ -561,6 +561,16 @@ static bool is_from_second_leader(struct raft_shim *shim, uint64_t peer, raft_te
     return false;
 }
 
+/* N13, found by tests/sim: a message that ends below what is committed here, sent by a leader that has committed more, sets the commit index back.
+ * A snapshot taken then would carry that lower index with the newer state, and entries would be applied twice after a restart. */
+static void keep_commit(struct raft_shim *shim, struct raft_append_entries *args)
+{
+    raft_index commit = shim->raft->commit_index;
+    if (args->leader_commit > commit && args->prev_log_index + args->n_entries < commit) {
+        args->leader_commit = commit;
+    }
+}
+
 static void pass_on(struct raft_shim *shim, struct raft_message *message)
 {
     char address[32];
@@ -648,6 +658,7 @@ void raft_shim_receive(struct raft_shim *shim, uint64_t peer, struct raft_wire_i
             raft_wire_in_clear(in);
             return;
         }
+        keep_commit(shim, &message->append_entries);
         break;
     case RAFT_APPEND_ENTRIES_RESULT: calm_result(shim, peer, &message->append_entries_result); break;
     case RAFT_REQUEST_VOTE:

@@ -384,6 +384,21 @@ static void test_n3_older_term_is_answered_here(void **state)
     down();
 }
 
+static void test_n13_commit_does_not_go_back(void **state)
+{
+    up(1 << 1 | 1 << 2, 0, 1, 0);
+    assert_int_equal(receive_entries(2, 1, 1, 1, 0, "cccccc", 8), STATUS_OK);
+    persist();
+    assert_int_equal(receive_entries(2, 1, 7, 1, 7, "", 8), STATUS_OK);
+    assert_int_equal(f.raft.commit_index, 7);
+    assert_int_equal(receive_entries(2, 1, 3, 1, 9, "", 8), STATUS_OK); /* a leader that probes from further back */
+    assert_int_equal(receive_entries(2, 1, 3, 1, 9, "cc", 8), STATUS_OK);
+    assert_int_equal(f.raft.commit_index, 7);
+    assert_int_equal(receive_entries(2, 1, 7, 1, 9, "cc", 8), STATUS_OK);
+    assert_int_equal(f.raft.commit_index, 9);
+    down();
+}
+
 static void test_r4_second_leader_is_dropped(void **state)
 {
     up(1 << 1, 1 << 2, 1, 0);
@@ -652,7 +667,8 @@ int main(void)
         cmocka_unit_test(test_n2_install_waits_for_own_snapshot), cmocka_unit_test(test_n3_older_term_is_answered_here),
         cmocka_unit_test(test_n4_n5_n6_end_the_process), cmocka_unit_test(test_n7_loaded_snapshot),
         cmocka_unit_test(test_n8_rejections_do_not_repeat_a_snapshot), cmocka_unit_test(test_n9_leader_tick),
-        cmocka_unit_test(test_n10_refused_change_is_forgotten), cmocka_unit_test(test_r4_second_leader_is_dropped),
+        cmocka_unit_test(test_n10_refused_change_is_forgotten), cmocka_unit_test(test_n13_commit_does_not_go_back),
+        cmocka_unit_test(test_r4_second_leader_is_dropped),
         cmocka_unit_test(test_r5_lengths), cmocka_unit_test(test_g7_term_is_written_once),
         cmocka_unit_test(test_g11_only_voter_starts_a_new_term), cmocka_unit_test(test_terms_of_entries),
     };
