@@ -53,15 +53,14 @@ void requests_unknown(struct db *db, struct proposal *proposal)
 {
     struct request *request;
     struct error unknown = ERROR_INIT, nothing = ERROR_INIT;
-    error_set(&unknown, STATUS_UNKNOWN, "Leadership was lost while the write was in flight; it may or may not have been done");
+    error_set(&unknown, STATUS_UNKNOWN, "%s while the write was in flight; it may or may not have been done",
+              db->closing ? "The database was closed" : "Leadership was lost");
     unknown.not_leader = true;
     unknown.leader = db->leader_id;
     error_not_leader(&nothing, db->leader_id);
     DL_FOREACH(proposal->requests, request) {
-        request->error = request->changed ? unknown : nothing;
-        request->status = request->error.code;
-        request->replayed = false;
-        buf_free(&request->result);
+        const struct error *err = request->changed ? &unknown : &nothing;
+        request_set(request, err->code, err);
     }
     requests_finish(db, proposal->requests);
     proposal->requests = NULL;

@@ -521,6 +521,72 @@ static void old_requests(void **state)
     world_close(world);
 }
 
+static int big_blob(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_exec(sql, err, "INSERT INTO operations (uuid, type, class, status, created_at, updated_at, request)"
+                    " VALUES (?1, 0, 1, 0, 0, 0, randomblob(3000000))", "s", (const char *)ud);
+}
+
+/* SQLite runs out of space while executing: the write is refused, nothing is left of it, and the next one works. */
+static void full_while_executing(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct world *world = world_open();
+    char digests[3][65];
+    assert_int_equal(write_surely(world, NULL, set_key, "first", NULL), STATUS_OK);
+    struct db *db = world->members[1].db;
+    ok(db_digest(db, digests[0], NULL, &err));
+    assert_int_equal(sqlite3_exec(sql_handle(db->exec), "PRAGMA max_page_count=1", NULL, NULL, NULL), SQLITE_OK); /* = no growth */
+    assert_int_not_equal(db_write(db, "b", big_blob, "b", NULL, NULL, NULL, &err), STATUS_OK);
+    assert_int_equal(sqlite3_exec(sql_handle(db->exec), "PRAGMA max_page_count=1000000", NULL, NULL, NULL), SQLITE_OK);
+    ok(db_digest(db, digests[1], NULL, &err));
+    assert_string_equal(digests[0], digests[1]);
+    ok(db_write(db, "b", big_blob, "b", NULL, NULL, NULL, &err));
+    ok(db_digest(db, digests[1], NULL, &err));
+    member_close(world, 1);
+    member_open(world, 1);
+    leader_of(world);
+    ok(db_digest(world->members[1].db, digests[2], NULL, &err));
+    assert_string_equal(digests[1], digests[2]);
+    world_close(world);
+}
+
+static void *waiting_reader(void *arg)
+{
+    int64_t count;
+    struct member *member = arg;
+    struct error err = ERROR_INIT;
+    struct db *db = member_use(member);
+    int status = db_read(db, DB_LOCAL, count_config, &count, NULL, &err);
+    member_leave(member);
+    return (void *)(intptr_t)status;
+}
+
+/* db_stop answers who waits for a schema that does not come, long before the time is up. */
+static void stop_answers(void **state)
+{
+    struct world *world = world_open();
+    pthread_t thread;
+    void *status = NULL;
+    bool waits = false;
+    member_open(world, 2); /* belongs to no cluster */
+    struct db *db = world->members[2].db;
+    assert_int_equal(db_write(db, NULL, set_key, "x", NULL, NULL, NULL, NULL), STATUS_UNAVAILABLE);
+    int64_t start = time_mono_ms();
+    assert_int_equal(pthread_create(&thread, NULL, waiting_reader, &world->members[2]), 0);
+    while (!waits && time_mono_ms() < start + WAIT_MS) {
+        nap();
+        pthread_mutex_lock(&db->lock);
+        waits = db->users > 0;
+        pthread_mutex_unlock(&db->lock);
+    }
+    member_close(world, 2);
+    pthread_join(thread, &status);
+    assert_int_equal((intptr_t)status, STATUS_UNAVAILABLE);
+    assert_true(time_mono_ms() - start < DB_WRITE_TIMEOUT_MS / 2);
+    world_close(world);
+}
+
 struct slow_reader { struct db *db; pthread_t thread; atomic_bool stop; int reads; };
 
 static int slow_read(struct sql *sql, void *ud, struct error *err)
@@ -656,12 +722,6 @@ static void leader_lost(void **state)
     world_close(world);
 }
 
-static int big_blob(struct sql *sql, void *ud, struct buf *result, struct error *err)
-{
-    return sql_exec(sql, err, "INSERT INTO operations (uuid, type, class, status, created_at, updated_at, request)"
-                    " VALUES (?1, 0, 1, 0, 0, 0, randomblob(3000000))", "s", (const char *)ud);
-}
-
 static void lagging_member(void **state)
 {
     struct world *world = world_open();
@@ -694,7 +754,8 @@ int main(void)
     log_init("db_test", LOG_LEVEL_WARN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(write_read_reopen), cmocka_unit_test(refusals), cmocka_unit_test(many_writers),
-        cmocka_unit_test(void_entry), cmocka_unit_test(old_requests), cmocka_unit_test(wal_is_bounded),
+        cmocka_unit_test(void_entry), cmocka_unit_test(old_requests), cmocka_unit_test(wal_is_bounded), cmocka_unit_test(full_while_executing),
+        cmocka_unit_test(stop_answers),
         cmocka_unit_test(leader_lost), cmocka_unit_test(lagging_member),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
