@@ -15,10 +15,13 @@ LOOSE = (400, 500)  # LXD answers 500 to many user mistakes; covey must say 400
 
 def state(member):
     """All that the API shows and that a refused request must not change."""
-    return {path: member.rest.get(path) for path in (
+    seen = {path: member.rest.get(path) for path in (
         "/1.0/profiles?recursion=1", "/1.0/projects?recursion=1", "/1.0/storage-pools?recursion=1", "/1.0/images?recursion=1",
         "/1.0/certificates?recursion=1", "/1.0/instances?recursion=1", "/1.0/cluster/members?recursion=1",
         "/1.0/images/aliases?recursion=1")} | {"config": member.rest.get("/1.0")["config"]}
+    for pool in seen["/1.0/storage-pools?recursion=1"]:
+        pool["locations"].sort()  # in no order
+    return seen
 
 
 REQUESTS = [
@@ -208,7 +211,7 @@ def raw(address, data, tls=True, alpn=None):
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 RAW = [
-    b"\x00" * 64, os.urandom(256), b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /1.0 HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * 200000 + b"\r\n\r\n",
+    b"\x00" * 64, os.urandom(256), b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /1.0 HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * 3000000 + b"\r\n\r\n",
     b"POST /1.0/profiles HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", b"POST /1.0/profiles HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{}",
     b"POST /1.0/profiles HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"GET /%zz%00 HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /1.0/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",

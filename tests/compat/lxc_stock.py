@@ -124,7 +124,7 @@ def lxc_stock_remote():
     rows = table(lxc("config", "trust", "list", "c:", "--format", "csv"))
     assert len(rows) == before + 1 and any("second" in row for row in rows), rows
     assert cluster[1].tls(base).get("/1.0")["auth"] == "trusted"
-    token = lxc("config", "trust", "add", "c:", "--name", "third").strip().splitlines()[-1]
+    token = lxc("config", "trust", "add", "--name", "third").strip().splitlines()[-1]
     other = os.path.join(harness.CURRENT.dir, "conf2")
     third = runner(cluster[1], other)
     third("remote", "add", "c", token)

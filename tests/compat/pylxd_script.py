@@ -43,8 +43,10 @@ def pylxd_script():
     cluster = Cluster(3)
     cluster.import_image()
     os.environ["LXD_DIR"] = cluster[1].dir
-    script(pylxd.Client(endpoint=os.path.join(cluster[1].dir, "unix.socket")), cluster, "node2")
+    script(pylxd.Client(), cluster, "node2")
     base = client_certificate()
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # would override verify=False
+        os.environ.pop(name, None)
     client = pylxd.Client(endpoint=f"https://{cluster[3].core_address}", cert=(base + ".crt", base + ".key"), verify=False)
     assert not client.trusted
     client.authenticate(PASSWORD)
