@@ -611,8 +611,14 @@ static void calm_result(struct raft_shim *shim, uint64_t peer, struct raft_appen
     if (shim->raft->state != RAFT_LEADER || result->term != raft_current_term(shim->raft)) {
         return;
     }
+    raft_index match = 0;
     if (result->rejected == 0) {
         raft_install_confirmed(&shim->install, peer, result->last_log_index);
+    } else if (raft_match_index(shim->raft, peer, &match) == 0 && result->rejected <= match) {
+        /* N14, found by tests/sim: a late rejection of what the peer has confirmed since sets the next index to the match index, and libraft then
+         * counts 2^32 - 1 entries in flight: the peer gets nothing any more. */
+        result->rejected = 0;
+        result->last_log_index = 0;
     } else if (result->rejected == shim->raft->trail.snapshot.index && (shim->loads > 0 || raft_install_busy(&shim->install, peer))) {
         result->rejected = 0;
         result->last_log_index = 0;

@@ -293,6 +293,8 @@ static void tick(unsigned ms)
 
 /* ---- tests ---- */
 
+static void apply_done(struct raft_apply *req, int status, void *result) { }
+
 static void no_done(struct raft_io_send *req, int status) { }
 
 static void test_n1_change_starts_its_message(void **state)
@@ -399,6 +401,37 @@ static void test_n13_commit_does_not_go_back(void **state)
     down();
 }
 
+static void test_n14_late_rejection_is_ignored(void **state)
+{
+    static struct raft_apply reqs[3];
+    raft_index match = 0;
+    up(1 << 1, 1 << 2, 1, 0);
+    persist();
+    raft_term term = f.raft.current_term;
+    assert_int_equal(receive_result(2, term, 1, 0), STATUS_OK); /* has nothing: gets all */
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(raft_shim_apply(&f.raft, &reqs[i], "12345678", 8, apply_done), 0);
+    }
+    persist();
+    assert_int_equal(receive_result(2, term, 0, 2), STATUS_OK);
+    assert_int_equal(raft_match_index(&f.raft, 2, &match), 0);
+    assert_int_equal(match, 2);
+    tick(500); /* not heard of: probes from 2 */
+    tick(50);
+    assert_int_equal(receive_result(2, term, 2, 0), STATUS_OK); /* sent before it confirmed 2 */
+    frames_clear();
+    tick(50);
+    assert_int_equal(receive_result(2, term, 0, 2), STATUS_OK);
+    tick(50);
+    bool entries = false;
+    for (unsigned i = 0; i < f.frame_count; i++) {
+        const Covey__Internal__V1__AppendEntries *body = f.frames[i].frame->append_entries;
+        entries |= f.frames[i].peer == 2 && body->n_entries == 2 && body->prev_log_index == 2;
+    }
+    assert_true(entries);
+    down();
+}
+
 static void test_r4_second_leader_is_dropped(void **state)
 {
     up(1 << 1, 1 << 2, 1, 0);
@@ -412,7 +445,7 @@ static void test_r4_second_leader_is_dropped(void **state)
     down();
 }
 
-static void apply_done(struct raft_apply *req, int status, void *result) { }
+
 
 static void test_r5_lengths(void **state)
 {
@@ -667,7 +700,7 @@ int main(void)
         cmocka_unit_test(test_n2_install_waits_for_own_snapshot), cmocka_unit_test(test_n3_older_term_is_answered_here),
         cmocka_unit_test(test_n4_n5_n6_end_the_process), cmocka_unit_test(test_n7_loaded_snapshot),
         cmocka_unit_test(test_n8_rejections_do_not_repeat_a_snapshot), cmocka_unit_test(test_n9_leader_tick),
-        cmocka_unit_test(test_n10_refused_change_is_forgotten), cmocka_unit_test(test_n13_commit_does_not_go_back),
+        cmocka_unit_test(test_n10_refused_change_is_forgotten), cmocka_unit_test(test_n13_commit_does_not_go_back), cmocka_unit_test(test_n14_late_rejection_is_ignored),
         cmocka_unit_test(test_r4_second_leader_is_dropped),
         cmocka_unit_test(test_r5_lengths), cmocka_unit_test(test_g7_term_is_written_once),
         cmocka_unit_test(test_g11_only_voter_starts_a_new_term), cmocka_unit_test(test_terms_of_entries),
