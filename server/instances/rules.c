@@ -72,7 +72,7 @@ static int value_check(enum value_type type, const char *choices, const char *va
 {
     int64_t number;
     bool flag;
-    char wrapped[64];
+    char wrapped[64] = "";
     switch (type) {
     case ANY: return STATUS_OK;
     case BOOLEAN:
@@ -83,8 +83,10 @@ static int value_check(enum value_type type, const char *choices, const char *va
     case CPU: return cpu_limit_parse(value, &number, err);
     case ALLOWANCE: return allowance_ok(value) ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "Invalid allowance: %s", value);
     case CHOICE:
-        snprintf(wrapped, sizeof wrapped, "|%s|", value);
-        return strlen(value) < sizeof wrapped - 3 && strstr(choices, wrapped) != NULL ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "Invalid value: %s", value);
+        if (strlen(value) < sizeof wrapped - 3) {
+            sprintf(wrapped, "|%s|", value);
+        }
+        return wrapped[0] != '\0' && strstr(choices, wrapped) != NULL ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "Invalid value: %s", value);
     }
     return STATUS_OK;
 }
