@@ -41,8 +41,9 @@ static void peer_address(grpc_call *call, char *out, size_t size)
     gpr_free(peer);
 }
 
-static void classify(struct caller *caller)
+static void classify(struct rpc_call *call, struct caller *caller)
 {
+    caller->arena = &call->arena;
     caller->class = CALLER_NONE;
     if (caller->fingerprint[0] != '\0' && rpc__policy.classify != NULL)
         rpc__policy.classify(rpc__policy.ud, caller);
@@ -63,7 +64,7 @@ static void from_certificate(struct rpc_call *call)
         return;
     caller->cert_pem = property->value; /* lives as long as call->auth */
     memcpy(caller->username, caller->fingerprint, sizeof(caller->username));
-    classify(caller);
+    classify(call, caller);
     if (caller->class == CALLER_MEMBER)
         snprintf(caller->protocol, sizeof(caller->protocol), "cluster");
 }
@@ -178,7 +179,7 @@ static int claim_gateway(struct rpc_call *call, struct error *err)
         if (claim_fingerprint(call, &claimed, err) != STATUS_OK || claim_cert(call, &claimed, err) != STATUS_OK)
             return STATUS_INVALID_ARGUMENT;
         memcpy(claimed.username, claimed.fingerprint, sizeof(claimed.username));
-        classify(&claimed);
+        classify(call, &claimed);
     } else {
         return error_set(err, STATUS_INVALID_ARGUMENT, "covey-caller-protocol must be \"unix\" or \"tls\"");
     }

@@ -38,6 +38,7 @@ struct caller {
     enum caller_class class;
     bool restricted;             /* client limited to `projects` */
     char **projects;             /* NULL-terminated when restricted; lives as long as the call */
+    struct arena *arena;         /* the call's: rpc_policy.classify allocates projects from it */
     char protocol[16];           /* "unix", "tls", "cluster": for requestor fields */
     char username[FINGERPRINT_SIZE]; /* system user, or certificate fingerprint */
     char address[64];            /* peer address, "@" for local sockets */

@@ -390,9 +390,9 @@ void view_classify(void *ud, struct caller *caller)
             caller->restricted = cert->restricted;
             snprintf(caller->protocol, sizeof caller->protocol, "tls");
             if (cert->restricted) {
-                caller->projects = xcalloc(cert->n_projects + 1, sizeof *caller->projects);
+                caller->projects = arena_alloc(caller->arena, (cert->n_projects + 1) * sizeof *caller->projects);
                 for (size_t i = 0; i < cert->n_projects; i++) {
-                    caller->projects[i] = xstrdup(cert->projects[i]);
+                    caller->projects[i] = arena_strdup(caller->arena, cert->projects[i]);
                 }
             }
         }
