@@ -13,6 +13,7 @@ target_link_libraries(covey_storage_raft PUBLIC covey_core covey_proto_gen PkgCo
 if(TARGET covey_rpc AND EXISTS ${CMAKE_CURRENT_LIST_DIR}/raft_transport.c)
   add_library(covey_storage_raft_transport STATIC ${CMAKE_CURRENT_LIST_DIR}/raft_transport.c)
   target_link_libraries(covey_storage_raft_transport PUBLIC covey_storage_raft covey_rpc)
+  covey_unit_test(storage/raft_transport covey_storage_raft_transport)
 endif()
 
 foreach(noun node shim wire cluster)
