@@ -10,3 +10,11 @@ target_link_libraries(covey_server PUBLIC covey_flags covey_host covey_storage c
 add_executable(coveyd "${CMAKE_CURRENT_LIST_DIR}/daemon/main.c")
 target_link_libraries(coveyd PRIVATE covey_server)
 install(TARGETS coveyd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+
+# Tests of what is pure or needs no cluster: every tests/unit/server/<noun>_test.c links the daemon's library.
+file(GLOB server_tests CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/unit/server/*_test.c")
+foreach(test ${server_tests})
+  get_filename_component(noun "${test}" NAME)
+  string(REGEX REPLACE "_test\\.c$" "" noun "${noun}")
+  covey_unit_test(server/${noun} covey_server)
+endforeach()
