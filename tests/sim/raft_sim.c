@@ -445,7 +445,9 @@ static void run(uint64_t seed, unsigned seconds)
     sim.next_value = sim.order = 0;
     sim.loss_percent = 5;
     sim.quiet = false;
-    memset(sim.leaders, 0, sim.leader_cap * sizeof *sim.leaders);
+    if (sim.leaders != NULL) {
+        memset(sim.leaders, 0, sim.leader_cap * sizeof *sim.leaders);
+    }
     raft_configuration_init(&configuration);
     for (unsigned id = 1; id <= sim.count; id++) {
         char address[16];

