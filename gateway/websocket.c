@@ -170,6 +170,7 @@ static void ws_pump(struct websocket *ws)
 /* ---- towards the daemon (data streams) ---- */
 
 static void retry_job(void *ud);
+static bool ws_read(struct websocket *ws);
 
 static int send_frame(struct websocket *ws, Covey__V1__StreamFrame *frame)
 {
@@ -241,7 +242,7 @@ static void retry_job(void *ud)
     if (flush_pending(ws)) {
         if (ws->wslay == NULL)
             finish_call(ws);
-        else if (wslay_event_recv(ws->wslay) != 0) /* what wslay had read already */
+        else if (!ws_read(ws)) /* what wslay had read already */
             ws_drop(ws);
         else
             ws_pump(ws);
@@ -272,6 +273,33 @@ static void take_message(struct websocket *ws, const struct wslay_event_on_msg_r
 
 /* ---- wslay ---- */
 
+/* Follows the frames' heads through the bytes: a client must mask every frame, which wslay does not insist on. False: one is not masked. */
+static bool all_masked(struct websocket *ws, const uint8_t *data, size_t len)
+{
+    for (size_t i = 0; i < len;) {
+        if (ws->head_len < 2 || ws->head_len < ws->head_size) {
+            uint8_t byte = data[i++];
+            if (ws->head_len == 1) {
+                if ((byte & 0x80) == 0)
+                    return false;
+                byte &= 0x7f;
+                ws->head_size = 2 + (byte == 126 ? 2 : byte == 127 ? 8 : 0) + 4;
+                ws->payload_left = byte < 126 ? byte : 0;
+            } else if (ws->head_len >= 2 && ws->head_len < ws->head_size - 4) {
+                ws->payload_left = ws->payload_left << 8 | byte;
+            }
+            ws->head_len++;
+        } else {
+            size_t n = ws->payload_left < len - i ? (size_t)ws->payload_left : len - i;
+            ws->payload_left -= n;
+            i += n;
+        }
+        if (ws->head_len >= 2 && ws->head_len == ws->head_size && ws->payload_left == 0)
+            ws->head_len = ws->head_size = 0;
+    }
+    return true;
+}
+
 static ssize_t on_recv(wslay_event_context_ptr ctx, uint8_t *data, size_t len, int flags, void *ud)
 {
     struct websocket *ws = ud;
@@ -280,21 +308,25 @@ static ssize_t on_recv(wslay_event_context_ptr ctx, uint8_t *data, size_t len, i
         wslay_event_set_error(ctx, WSLAY_ERR_WOULDBLOCK);
         return -1;
     }
-    if (ws->early_taken < ws->early.len) {
-        size_t n = ws->early.len - ws->early_taken < len ? ws->early.len - ws->early_taken : len;
-        memcpy(data, ws->early.data + ws->early_taken, n);
-        ws->early_taken += n;
-        return (ssize_t)n;
-    }
     ssize_t n;
-    do
-        n = recv(ws->fd, data, len, MSG_DONTWAIT);
-    while (n < 0 && errno == EINTR);
+    if (ws->early_taken < ws->early.len) {
+        size_t left = ws->early.len - ws->early_taken;
+        n = (ssize_t)(left < len ? left : len);
+        memcpy(data, ws->early.data + ws->early_taken, (size_t)n);
+        ws->early_taken += (size_t)n;
+    } else {
+        do
+            n = recv(ws->fd, data, len, MSG_DONTWAIT);
+        while (n < 0 && errno == EINTR);
+    }
     if (n > 0) {
         ws->heard_ms = time_mono_ms();
-        return n;
+        ws->unmasked = !all_masked(ws, data, (size_t)n);
+        if (!ws->unmasked)
+            return n;
     }
-    wslay_event_set_error(ctx, n < 0 && errno == EAGAIN ? WSLAY_ERR_WOULDBLOCK : WSLAY_ERR_CALLBACK_FAILURE);
+    bool later = ws->unmasked || (n < 0 && errno == EAGAIN);
+    wslay_event_set_error(ctx, later ? WSLAY_ERR_WOULDBLOCK : WSLAY_ERR_CALLBACK_FAILURE);
     return -1;
 }
 
@@ -319,13 +351,25 @@ static void on_message(wslay_event_context_ptr ctx, const struct wslay_event_on_
         take_message(ws, arg);
 }
 
+/* Reads what there is; false: the socket is of no use any more. */
+static bool ws_read(struct websocket *ws)
+{
+    if (wslay_event_recv(ws->wslay) != 0)
+        return false;
+    if (ws->unmasked && !ws->closing) {
+        wslay_event_shutdown_read(ws->wslay);
+        ws_close(ws, WSLAY_CODE_PROTOCOL_ERROR);
+    }
+    return true;
+}
+
 static void on_ready(struct hub_source *source, uint32_t events)
 {
     struct websocket *ws = (struct websocket *)((char *)source - offsetof(struct websocket, source));
     websocket_ref(ws);
     bool ok = true;
     if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0)
-        ok = wslay_event_recv(ws->wslay) == 0;
+        ok = ws_read(ws);
     bool stuck = (events & (EPOLLHUP | EPOLLERR)) != 0 && (ws->bits & EPOLLIN) == 0; /* would be reported for ever */
     if (!ok || stuck)
         ws_drop(ws);
@@ -409,7 +453,7 @@ void websocket_open(void *ud)
     websocket_ref(ws);
     if (gateway_draining())
         ws_close(ws, WSLAY_CODE_GOING_AWAY);
-    if (wslay_event_recv(ws->wslay) != 0) /* what came with the request */
+    if (!ws_read(ws)) /* what came with the request */
         ws_drop(ws);
     else
         ws_pump(ws);

@@ -42,6 +42,9 @@ struct websocket {
     size_t early_taken;
     struct buf pending; /* of the client, not yet taken by the call */
     bool pending_end, retry_posted, closing;
+    bool unmasked;           /* the client broke the protocol: it must mask */
+    unsigned head_len, head_size; /* where in the client's frames we are */
+    uint64_t payload_left;
     int64_t heard_ms;
 };
 
