@@ -1,0 +1,163 @@
+/* Containers, for real, through the RPC handlers: create, start, state, stop, delete; what survives the daemon; devices; limits. */
+#include "world.h"
+#include <net/if.h>
+
+static int status_code(const char *name)
+{
+    ProtobufCMessage *response = NULL;
+    Covey__Internal__V1__ListInstancesRequest request = COVEY__INTERNAL__V1__LIST_INSTANCES_REQUEST__INIT;
+    OK(world_call("ListInstances", &request.base, &response));
+    Covey__Internal__V1__ListInstancesResponse *list = (void *)response;
+    for (size_t i = 0; i < list->n_instances; i++)
+        if (strcmp(list->instances[i]->name, name) == 0)
+            return (int)list->instances[i]->status_code;
+    return 0;
+}
+
+static void test_life(void **state)
+{
+    NEEDS_ROOT();
+    Spec *spec = spec_of("default", "c1");
+    int64_t pid = 0, again = 0;
+    OK(create(spec, w.image));
+    OK(create(spec, w.image)); /* the same instance again */
+    Spec *other = spec_of("default", "c1");
+    FAILS(STATUS_ALREADY_EXISTS, "already exists", create(other, w.image));
+    assert_int_equal(status_code("c1"), 102);
+    Covey__V1__InstanceState *s = state_of(spec);
+    assert_string_equal(s->status, "Stopped");
+    assert_null(s->network);
+    OK(start(spec, &pid));
+    assert_true(pid > 0);
+    OK(start(spec, &again)); /* the same operation again */
+    assert_int_equal(pid, again);
+    FAILS(STATUS_FAILED_PRECONDITION, "The instance is already running", start(other, NULL));
+    FAILS(STATUS_FAILED_PRECONDITION, "Instance is running", world_call("DeleteInstance", &spec->base, NULL));
+    struct stat st;
+    assert_int_equal(stat(arena_printf(&w.arena, "/proc/%lld", (long long)pid), &st), 0);
+    assert_true(st.st_uid >= 100000); /* not the host's root */
+    s = state_of(spec);
+    assert_string_equal(s->status, "Running");
+    assert_int_equal(s->pid, pid);
+    assert_true(s->processes >= 1);
+    assert_true(s->memory->usage > 0);
+    assert_true(s->cpu->usage > 0);
+    assert_non_null(s->network);
+    WAIT_FOR(atomic_load(&w.last_status) == 103);
+    OK(stop(spec, true, -1));
+    OK(stop(spec, true, -1));
+    WAIT_FOR(atomic_load(&w.last_status) == 102);
+    assert_int_equal(kill((pid_t)pid, 0), -1);
+    OK(world_call("DeleteInstance", &spec->base, NULL));
+    OK(world_call("DeleteInstance", &spec->base, NULL));
+    assert_int_equal(status_code("c1"), 0);
+    assert_int_equal(access(arena_printf(&w.arena, "%s/storage-pools/default/containers/c1", w.dir), F_OK), -1);
+    assert_int_equal(access(arena_printf(&w.arena, "%s/containers/c1", w.dir), F_OK), -1);
+    assert_int_equal(access(arena_printf(&w.arena, "%s/logs/c1", w.dir), F_OK), -1);
+}
+
+static void test_survives_daemon(void **state)
+{
+    NEEDS_ROOT();
+    Spec *spec = spec_of("prj", "c1");
+    int64_t pid = 0, again = 0;
+    OK(create(spec, w.image));
+    OK(start(spec, &pid));
+    world_down();
+    assert_int_equal(kill((pid_t)pid, 0), 0);
+    world_up();
+    assert_int_equal(status_code("c1"), 103);
+    Covey__V1__InstanceState *s = state_of(spec);
+    assert_int_equal(s->pid, pid);
+    OK(start(spec, &again)); /* still known as done by this operation */
+    assert_int_equal(pid, again);
+    kill((pid_t)pid, SIGKILL); /* an init that dies by itself is noticed */
+    WAIT_FOR(status_code("c1") == 102);
+    WAIT_FOR(atomic_load(&w.last_status) == 102);
+    OK(world_call("DeleteInstance", &spec->base, NULL));
+}
+
+static void test_clean_stop_and_reboot(void **state)
+{
+    NEEDS_ROOT();
+    Spec *spec = spec_of("default", "c1");
+    int64_t pid = 0;
+    OK(create(spec, w.image));
+    OK(start(spec, &pid));
+    kill((pid_t)pid, SIGTERM); /* busybox's init reboots */
+    WAIT_FOR(state_of(spec)->pid > 0 && state_of(spec)->pid != pid);
+    WAIT_FOR(status_code("c1") == 103);
+    OK(stop(spec, false, 15000));
+    assert_int_equal(status_code("c1"), 102);
+    spec_config(spec, "raw.lxc", "lxc.signal.halt = 28"); /* SIGWINCH: nothing happens */
+    spec->operation = (char *)(uintptr_t) "another";
+    OK(start(spec, &pid));
+    FAILS(STATUS_DEADLINE_EXCEEDED, "Failed shutting down instance", stop(spec, false, 300));
+    assert_int_equal(status_code("c1"), 103);
+    OK(stop(spec, false, 0));
+    OK(world_call("DeleteInstance", &spec->base, NULL));
+}
+
+static void test_freeze(void **state)
+{
+    NEEDS_ROOT();
+    Spec *spec = spec_of("default", "c1");
+    Covey__Internal__V1__FreezeInstanceRequest request = COVEY__INTERNAL__V1__FREEZE_INSTANCE_REQUEST__INIT;
+    request.spec = spec;
+    OK(create(spec, w.image));
+    FAILS(STATUS_FAILED_PRECONDITION, "The container isn't running", world_call("FreezeInstance", &request.base, NULL));
+    OK(start(spec, NULL));
+    OK(world_call("FreezeInstance", &request.base, NULL));
+    OK(world_call("FreezeInstance", &request.base, NULL));
+    assert_int_equal(status_code("c1"), 110);
+    world_down();
+    world_up();
+    assert_int_equal(status_code("c1"), 110);
+    request.unfreeze = true;
+    OK(world_call("FreezeInstance", &request.base, NULL));
+    assert_int_equal(status_code("c1"), 103);
+    request.unfreeze = false;
+    OK(world_call("FreezeInstance", &request.base, NULL));
+    OK(stop(spec, true, -1)); /* also a frozen one */
+    OK(world_call("DeleteInstance", &spec->base, NULL));
+}
+
+static void test_refused(void **state)
+{
+    NEEDS_ROOT();
+    FAILS(STATUS_INVALID_ARGUMENT, "Invalid instance name: Name must be 1-63", create(spec_of("default", ""), w.image));
+    FAILS(STATUS_INVALID_ARGUMENT, "Invalid instance name: The character \"/\"", create(spec_of("default", "../x"), w.image));
+    FAILS(STATUS_INVALID_ARGUMENT, "Invalid instance name: Name can only", create(spec_of("default", "a.b"), w.image));
+    FAILS(STATUS_INVALID_ARGUMENT, "Invalid project name", create(spec_of("..", "c1"), w.image));
+    FAILS(STATUS_INVALID_ARGUMENT, "Invalid project name", create(spec_of("a/b", "c1"), w.image));
+    FAILS(STATUS_NOT_FOUND, "Image not found", create(spec_of("default", "c1"), "1234"));
+    Spec *spec = spec_of("default", "c1");
+    spec->pool = pool_spec("gone", "dir", NULL);
+    FAILS(STATUS_FAILED_PRECONDITION, "Storage pool \"gone\" is not there", create(spec, w.image));
+    assert_int_equal(status_code("c1"), 0);
+    spec = spec_of("default", "c1");
+    OK(create(spec, ""));
+    FAILS(STATUS_INTERNAL, "Failed to run the container", start(spec, NULL)); /* an empty root has no init */
+    assert_int_equal(status_code("c1"), 102);
+    spec_device(spec, "p", "type=proxy,listen=tcp:1,connect=tcp:2");
+    FAILS(STATUS_FAILED_PRECONDITION, "Unsupported device type \"proxy\"", start(spec, NULL));
+    spec->n_devices = 1;
+    spec_device(spec, "d", "type=disk,source=/nonexistent,path=/mnt");
+    FAILS(STATUS_FAILED_PRECONDITION, "Missing source path \"/nonexistent\" for disk \"d\"", start(spec, NULL));
+    spec->n_devices = 1;
+    spec_config(spec, "environment.A", "x\nlxc.hook.start = /bin/false");
+    FAILS(STATUS_INVALID_ARGUMENT, "line breaks", start(spec, NULL));
+    spec->n_config = 0;
+    spec_config(spec, "limits.disk.priority", "5");
+    FAILS(STATUS_FAILED_PRECONDITION, "Unsupported configuration key \"limits.disk.priority\"", start(spec, NULL));
+    OK(world_call("DeleteInstance", &spec->base, NULL));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_life), cmocka_unit_test(test_survives_daemon), cmocka_unit_test(test_clean_stop_and_reboot),
+        cmocka_unit_test(test_freeze), cmocka_unit_test(test_refused),
+    };
+    return cmocka_run_group_tests(tests, world_setup, world_teardown);
+}
