@@ -1,15 +1,20 @@
 """deploy/quickstart: up, up again, status, a killed member, down; nothing is left."""
 import os
+import socket
 import subprocess
 
 import harness
 import leftovers
-from harness import ROOT, main, needs_covey, test
+from harness import PORT, ROOT, Skip, main, needs_covey, test
 
 
 @test(300)
 def quickstart():
     needs_covey("covey's own script")
+    for last in (11, 12, 13):
+        with socket.socket() as sock:
+            if sock.connect_ex((f"127.0.0.{last}", PORT)) == 0:
+                raise Skip(f"127.0.0.{last}:{PORT} is taken, perhaps by a demo that runs already")
     demo = os.path.join(harness.CURRENT.dir, "home", "demo")
     os.makedirs(os.path.dirname(demo), mode=0o700)  # closed to others, as /root is
     os.chmod(os.path.dirname(demo), 0o700)
