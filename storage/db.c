@@ -124,6 +124,12 @@ static void send_frame(void *ud, uint64_t peer, const Covey__Internal__V1__RaftF
         db->callbacks.send(db->callbacks.ud, peer, frame);
 }
 
+static uint64_t queued_bytes(void *ud, uint64_t peer)
+{
+    struct db *db = ud;
+    return db->callbacks.queued(db->callbacks.ud, peer);
+}
+
 int db_open(const struct db_config *config, struct db **out, struct error *err)
 {
     *out = NULL;
@@ -136,7 +142,8 @@ int db_open(const struct db_config *config, struct db **out, struct error *err)
     struct raft_node_config node = {
         .dir = db->raft_dir, .id = db->id,
         .callbacks = {.ud = db, .apply = db__apply, .abandoned = db__abandoned, .snapshot_begin = snapshot_begin,
-                      .snapshot_write = snapshot_write, .restore = db__restore, .changed = db__changed, .send = send_frame},
+                      .snapshot_write = snapshot_write, .restore = db__restore, .changed = db__changed, .send = send_frame,
+                      .queued = config->callbacks.queued != NULL ? queued_bytes : NULL},
     };
     if (status == STATUS_OK)
         status = raft_node_start(&node, &db->raft, err);

@@ -30,6 +30,7 @@ struct db_callbacks {
     /* Any thread: the digest of the state right after `revision`, hex SHA-256; every replica reports it for the same revisions. */
     void (*digest)(void *ud, uint64_t revision, const char *digest);
     void (*send)(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame); /* see raft_node.h */
+    uint64_t (*queued)(void *ud, uint64_t peer);                                        /* see raft_node.h; may be NULL */
 };
 
 struct db_config {

@@ -226,6 +226,14 @@ static void on_send(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFram
     }
 }
 
+static uint64_t on_queued(void *ud, uint64_t peer)
+{
+    lock();
+    struct raft_transport *transport = state.transport;
+    unlock();
+    return transport != NULL ? raft_transport_queued(transport, peer) : 0;
+}
+
 /* ---- the transport ---- */
 
 static struct rpc_channel *transport_channel(void *ud, uint64_t peer)
@@ -306,7 +314,7 @@ int state_open_database(struct daemon *daemon, struct error *err)
     struct db_config config = {
         .dir = dir,
         .id = daemon_id(daemon),
-        .callbacks = {.ud = daemon, .status = on_status, .applied = on_applied, .digest = on_digest, .send = on_send},
+        .callbacks = {.ud = daemon, .status = on_status, .applied = on_applied, .digest = on_digest, .send = on_send, .queued = on_queued},
     };
     struct db *db = NULL;
     int status = db_open(&config, &db, err);
