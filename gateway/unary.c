@@ -4,7 +4,7 @@
 #include <string.h>
 
 static const struct handler *const specials[] = {
-    &handler_create_certificate, &handler_events, &handler_stream,
+    &handler_create_certificate, &handler_events, &handler_stream, &handler_upload, &handler_export,
 };
 
 const struct handler *handler_find(const struct method *method)
