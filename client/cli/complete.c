@@ -68,6 +68,8 @@ void complete_words(struct cli *cli, int count, char **words, FILE *out)
     int bad = command_parse(&parsed, count ? count - 1 : 0, words, &where, &e);
     bool short_of_arguments = bad && strcmp(e.text, "Missing required arguments") == 0;
     const struct command *command = parsed.command;
+    if (command && command->run == run_daemon) /* no word yet */
+        command = NULL;
     if (bad && !short_of_arguments) {
         free(parsed.flags);
         free(parsed.argv);
@@ -81,7 +83,7 @@ void complete_words(struct cli *cli, int count, char **words, FILE *out)
             free(name);
         }
     } else if (!command || !command->run) {
-        const char *group = cli->daemon_grammar && !*where ? "admin" : where;
+        const char *group = cli->daemon_grammar && !command ? "admin" : where;
         size_t depth = strlen(group);
         for (size_t i = 0; i < command_count; i++) {
             const char *path = command_table[i].path;
