@@ -316,7 +316,7 @@ static uint64_t hook_queued(void *ud, uint64_t peer)
 
 /* ---- status ---- */
 
-static void status_servers(struct raft_node *node)
+static bool status_servers(struct raft_node *node)
 {
     const struct raft_configuration *configuration = &node->raft.configuration;
     bool same = node->status.server_count == configuration->n;
@@ -324,7 +324,7 @@ static void status_servers(struct raft_node *node)
         same = node->status.servers[i].id == configuration->servers[i].id && (int)node->status.servers[i].role == configuration->servers[i].role;
     }
     if (same) {
-        return;
+        return false;
     }
     free(node->status.servers);
     node->status.servers = xcalloc(configuration->n + 1, sizeof *node->status.servers);
@@ -333,9 +333,11 @@ static void status_servers(struct raft_node *node)
         node->status.servers[i].id = configuration->servers[i].id;
         node->status.servers[i].role = (enum raft_node_role)configuration->servers[i].role;
     }
+    return true;
 }
 
-static void status_update(struct raft_node *node)
+/* Whether the configuration changed. */
+static bool status_update(struct raft_node *node)
 {
     pthread_mutex_lock(&node->mutex);
     node->status.leader = node__ready(node);
@@ -346,8 +348,9 @@ static void status_update(struct raft_node *node)
     node->status.applied_index = node->raft.last_applied;
     node->status.snapshot_index = node->raft.trail.snapshot.index;
     node->status.log_bytes = node->shim.sizes.total;
-    status_servers(node);
+    bool moved = status_servers(node);
     pthread_mutex_unlock(&node->mutex);
+    return moved;
 }
 
 static void status_copy(const struct raft_node_status *from, struct raft_node_status *to)
@@ -382,10 +385,10 @@ static void node_poll(struct raft_node *node)
     barrier_submit(node);
     raft_shim_poll(&node->shim);
     node__change_run(node);
-    status_update(node);
+    bool moved = status_update(node);
     bool leader = node->raft.state == RAFT_LEADER, ready = node__ready(node);
     uint64_t term = node->raft.current_term, leader_id = node__leader_id(node);
-    if (leader != node->was_leader || ready != node->was_ready || term != node->was_term || leader_id != node->was_leader_id) {
+    if (moved || leader != node->was_leader || ready != node->was_ready || term != node->was_term || leader_id != node->was_leader_id) {
         if (leader_id != node->was_leader_id || term != node->was_term) {
             log_info("raft.leader", "member=%llu term=%llu leader=%llu", (unsigned long long)node->config.id, (unsigned long long)term,
                      (unsigned long long)leader_id);

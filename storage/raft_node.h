@@ -46,7 +46,7 @@ struct raft_node_callbacks {
     int (*snapshot_write)(void *ud, void *snapshot, void **data, size_t *len, struct error *err);
     /* [loop] Replace the whole state by the snapshot's. `data` is borrowed. */
     int (*restore)(void *ud, const void *data, size_t len, uint64_t index, struct error *err);
-    /* [loop] Leadership, leader or term changed. */
+    /* [loop] Leadership, leader, term or configuration changed. */
     void (*changed)(void *ud, const struct raft_node_status *status);
     /* [loop] Send a frame to a peer; never fails: what cannot be sent is dropped. The frame is borrowed. */
     void (*send)(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame);
