@@ -93,6 +93,12 @@ int cli_wait(struct cli *cli, struct covey_client *client, const json_t *operati
     struct waiting waiting = {.client = client, .id = json_text(operation, "id"), .terminal = !cli->quiet && isatty(STDOUT_FILENO)};
     if (!*waiting.id)
         return error_set(err, STATUS_INTERNAL, "the server answered without an operation");
+    int done;
+    if (client_final(operation, &done, err)) { /* finished before it was answered: nothing to wait for */
+        if (final)
+            *final = json_incref((json_t *)operation);
+        return done;
+    }
     signals_handle(interrupted, &waiting);
     int status = client_wait(client, waiting.id, 0, show_progress, &waiting, final, err);
     signals_handle(NULL, NULL);

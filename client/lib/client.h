@@ -10,7 +10,7 @@ enum {
     CLIENT_LONG_TIMEOUT_MS = 10 * 60 * 1000,  /* one call of a method declared long */
     CLIENT_WAIT_SLICE_S = 1,                  /* one WaitOperation: bounds the delay of progress and of an interruption */
     CLIENT_WAIT_GRACE_MS = 15 * 1000,         /* over the slice, before a WaitOperation without an answer is given up */
-    CLIENT_WAIT_RETRIES_MAX = 20,             /* consecutive failures to reach the server while waiting (the daemon may restart in a join) */
+    CLIENT_WAIT_RETRIES_MAX = 120,            /* consecutive failures to reach the server while waiting (the daemon may restart in a join) */
     CLIENT_CHUNK_BYTES = 32 * 1024,           /* data in one frame of an exec stream */
 };
 
@@ -55,6 +55,8 @@ int client_attach_read(struct covey_stream *stream, const uint8_t **data, size_t
 typedef bool (*client_progress)(const json_t *operation, void *ud);
 int client_wait(struct covey_client *client, const char *id, int64_t timeout_ms, client_progress progress, void *ud, json_t **operation,
                 struct error *err);
+/* The outcome of an operation that is final already: true, with *status and err set; false while it runs. */
+bool client_final(const json_t *operation, int *status, struct error *err);
 int client_cancel(struct covey_client *client, const char *id, struct error *err);
 
 /* Token texts. `operation` borrowed; *token malloc'ed. */

@@ -25,6 +25,14 @@ static int final_status(const json_t *operation, struct error *err)
     return error_set(err, STATUS_FAILED_PRECONDITION, "%s", *text ? text : "The operation failed without saying why");
 }
 
+bool client_final(const json_t *operation, int *status, struct error *err)
+{
+    if (json_integer_value(json_object_get(operation, "status_code")) < STATUS_CODE_FINAL)
+        return false;
+    *status = final_status(operation, err);
+    return true;
+}
+
 int client_wait(struct covey_client *client, const char *id, int64_t timeout_ms, client_progress progress, void *ud, json_t **operation,
                 struct error *err)
 {
