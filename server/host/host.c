@@ -305,8 +305,10 @@ int host_start(const struct host_config *config, struct host **out, struct error
     }
     if (!rc)
         rc = images__clean(host, &local);
-    if (!rc)
+    if (!rc) {
+        pools__clean(host);
         rc = instances__load(host, &local);
+    }
     if (!rc && (rc = pthread_create(&host->watcher, NULL, instances__watcher, host)) != 0)
         rc = error_set(&local, STATUS_RESOURCE_EXHAUSTED, "Failed to start a thread: %s", strerror(rc));
     if (rc) {

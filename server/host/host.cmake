@@ -19,7 +19,7 @@ file(GLOB host_tests CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/unit/host/*_
 foreach(test ${host_tests})
   get_filename_component(noun "${test}" NAME)
   string(REGEX REPLACE "_test\\.c$" "" noun "${noun}")
-  covey_unit_test(host/${noun} covey_host)
+  covey_unit_test(host/${noun} covey_host PkgConfig::ARCHIVE)
   add_dependencies(test_host_${noun} covey-instance)
   set_tests_properties(host/${noun} PROPERTIES ENVIRONMENT "COVEY_LIBEXEC=${PROJECT_BINARY_DIR}/libexec/covey;COVEY_SOURCE=${PROJECT_SOURCE_DIR}")
 endforeach()

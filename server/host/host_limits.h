@@ -22,6 +22,7 @@ enum {
 
     IMAGE_CHUNK_BYTES = 512 << 10,   /* of FetchImage; at most 1 MiB by contract */
     IMAGE_UPLOADS_MAX = 64,          /* at a time */
+    IMAGE_PULL_MS_MAX = 2 * 60 * 60 * 1000, /* one image from one member */
     IMAGE_METADATA_BYTES_MAX = 1 << 20,
     IMAGE_YAML_DEPTH_MAX = 32,
     IMAGE_YAML_EVENTS_MAX = 200000,

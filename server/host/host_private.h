@@ -124,6 +124,7 @@ bool config__bool(const InstanceSpec *spec, const char *key);
 struct device *config__devices(const InstanceSpec *spec, struct arena *arena, size_t *count);
 
 /* ---- pools.c ---- */
+void pools__clean(struct host *host); /* at start: volumes half made or half removed */
 int pools__create(struct host *host, const PoolSpec *pool, struct arena *arena, Covey__Internal__V1__PoolResponse **out, struct error *err);
 int pools__delete(struct host *host, const PoolSpec *pool, struct error *err);
 int pools__resources(struct host *host, const PoolSpec *pool, struct arena *arena, Covey__V1__StoragePoolResources **out, struct error *err);

@@ -376,7 +376,7 @@ int images__fetch(struct host *host, const char *fingerprint, struct rpc_call *c
 }
 
 /* Receives one image from an open stream. */
-static int receive(struct host *host, struct rpc_call *stream, const char *fingerprint, struct error *err)
+static int receive(struct host *host, struct rpc_call *stream, const struct rpc_call *call, const char *fingerprint, struct error *err)
 {
     struct host_image_upload *upload = NULL;
     struct arena arena;
@@ -389,7 +389,9 @@ static int receive(struct host *host, struct rpc_call *stream, const char *finge
         if (rc)
             break;
         const Covey__Internal__V1__ImageChunk *chunk = (const void *)message;
-        if (!upload && (chunk->n_files < 1 || chunk->n_files > 2))
+        if (call && rpc_call_cancelled(call))
+            rc = error_set(err, STATUS_CANCELLED, "The transfer was cancelled");
+        if (!rc && !upload && (chunk->n_files < 1 || chunk->n_files > 2))
             rc = error_set(err, STATUS_INVALID_ARGUMENT, "Image stream does not begin with its files");
         for (size_t i = 0; !rc && !upload && i < chunk->n_files; i++)
             want[i] = chunk->files[i]->size;
@@ -430,10 +432,10 @@ int images__pull(struct host *host, const Covey__Internal__V1__PullImageRequest 
             continue;
         Covey__Internal__V1__FetchImageRequest fetch = COVEY__INTERNAL__V1__FETCH_IMAGE_REQUEST__INIT;
         fetch.fingerprint = request->fingerprint;
-        struct rpc_options options = {.timeout_ms = -1, .on_behalf_of = call};
+        struct rpc_options options = {.timeout_ms = IMAGE_PULL_MS_MAX};
         struct error one = ERROR_INIT;
         struct rpc_call *stream = rpc_open(channel, "covey.internal.v1.Agent", "FetchImage", &fetch.base, &options, &one);
-        int status = stream ? receive(host, stream, request->fingerprint, &one) : (int)one.code;
+        int status = stream ? receive(host, stream, call, request->fingerprint, &one) : (int)one.code;
         if (status) {
             log_warn("image.pull", "fingerprint=%.12s address=%s text=\"%s\"", request->fingerprint, request->addresses[i], one.text);
             if (stream)

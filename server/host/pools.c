@@ -112,6 +112,35 @@ static void dir_clean(const char *containers)
     closedir(dir);
 }
 
+/* A pool elsewhere gets a link among ours, so that the next start finds and cleans it. */
+static int dir_link(struct host *host, const PoolSpec *pool, const char *path, struct error *err)
+{
+    char *link = xasprintf("%s/storage-pools/%s", host->state_dir, pool->name);
+    int rc = STATUS_OK;
+    if (unlink(link) < 0 && errno != ENOENT)
+        rc = error_errno(err, errno, "Failed to replace %s", link);
+    else if (path && symlink(path, link) < 0)
+        rc = error_errno(err, errno, "Failed to make %s", link);
+    free(link);
+    return rc;
+}
+
+void pools__clean(struct host *host)
+{
+    char *pools = xasprintf("%s/storage-pools", host->state_dir);
+    DIR *dir = opendir(pools);
+    for (struct dirent *entry; dir && (entry = readdir(dir));) {
+        if (!host__name_ok(entry->d_name))
+            continue;
+        char *containers = xasprintf("%s/%s/containers", pools, entry->d_name);
+        dir_clean(containers);
+        free(containers);
+    }
+    if (dir)
+        closedir(dir);
+    free(pools);
+}
+
 static int dir_create(struct host *host, const PoolSpec *pool, struct error *err)
 {
     char *path = dir_path(host, pool), *containers = xasprintf("%s/containers", path), *mark = xasprintf("%s/" POOL_MARK, path);
@@ -131,6 +160,8 @@ static int dir_create(struct host *host, const PoolSpec *pool, struct error *err
         rc = file_write_atomic(mark, pool->name, strlen(pool->name), 0600, err);
     if (!rc)
         rc = dir_make(containers, 0711, err);
+    if (!rc && !own)
+        rc = dir_link(host, pool, path, err);
     free(path);
     free(containers);
     free(mark);
@@ -154,6 +185,8 @@ static int dir_delete(struct host *host, const PoolSpec *pool, struct error *err
             rc = dir_remove_all(path, err);
         else if (!rc) {
             rc = dir_remove_all(containers, err);
+            if (!rc)
+                rc = dir_link(host, pool, NULL, err);
             if (!rc && unlink(mark) < 0)
                 rc = error_errno(err, errno, "Failed to give up %s", path);
         }

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,11 +14,12 @@
 static const struct {
     const char *name;
     helper_command run;
+    bool alone_useless; /* dies with the daemon: a later one begins anew and cleans up */
 } commands[] = {
-    {"start", helper__start},       {"stop", helper__stop},         {"halt", helper__halt},
-    {"freeze", helper__freeze},     {"unfreeze", helper__unfreeze}, {"list", helper__list},
-    {"settle", helper__settle},     {"state", helper__state},       {"unpack", helper__unpack},
-    {"metadata", helper__metadata}, {"remove-tree", helper__remove_tree},
+    {"start", helper__start, false},       {"stop", helper__stop, false},         {"halt", helper__halt, false},
+    {"freeze", helper__freeze, false},     {"unfreeze", helper__unfreeze, false}, {"list", helper__list, true},
+    {"settle", helper__settle, true},      {"state", helper__state, true},        {"unpack", helper__unpack, true},
+    {"metadata", helper__metadata, true},  {"remove-tree", helper__remove_tree, true},
 };
 
 const char *helper__text(const json_t *in, const char *key)
@@ -119,8 +121,11 @@ int main(int argc, char **argv)
         return 1;
     }
     for (size_t i = 0; argc == 2 && i < sizeof(commands) / sizeof(commands[0]); i++)
-        if (str_eq(argv[1], commands[i].name))
+        if (str_eq(argv[1], commands[i].name)) {
+            if (commands[i].alone_useless && prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+                return 1;
             return run_command(commands[i].run);
+        }
     fprintf(stderr, "usage: covey-instance COMMAND <JSON; spawned by coveyd, see its README\n");
     return 2;
 }

@@ -153,11 +153,64 @@ static void test_refused(void **state)
     OK(world_call("DeleteInstance", &spec->base, NULL));
 }
 
+/* Waits for a status of "c1" on a stream. */
+static void watch_for(struct rpc_call *stream, int64_t code)
+{
+    struct arena arena;
+    arena_init(&arena);
+    for (bool found = false; !found;) {
+        ProtobufCMessage *message = NULL;
+        OK(rpc_recv(stream, &message, &arena, &w.err));
+        const Covey__Internal__V1__ListInstancesResponse *list = (const void *)message;
+        for (size_t i = 0; i < list->n_instances; i++)
+            found = found || (strcmp(list->instances[i]->name, "c1") == 0 && list->instances[i]->status_code == code);
+    }
+    arena_clear(&arena);
+}
+
+static void test_watch(void **state)
+{
+    NEEDS_ROOT();
+    Spec *spec = spec_of("default", "c1");
+    Covey__Internal__V1__ListInstancesRequest request = COVEY__INTERNAL__V1__LIST_INSTANCES_REQUEST__INIT;
+    struct rpc_options options = {.timeout_ms = 20000, .wait_for_ready = true};
+    OK(create(spec, w.image));
+    struct rpc_call *stream = rpc_open(w.channel, AGENT, "WatchInstances", &request.base, &options, &w.err);
+    watch_for(stream, 102); /* all of them first */
+    OK(start(spec, NULL));
+    watch_for(stream, 106);
+    watch_for(stream, 103);
+    OK(stop(spec, true, -1));
+    watch_for(stream, 107);
+    watch_for(stream, 102);
+    OK(world_call("DeleteInstance", &spec->base, NULL));
+    rpc_cancel(stream);
+    rpc_call_unref(stream);
+}
+
+/* What an interrupted run left is gone after the next start. */
+static void test_leftovers(void **state)
+{
+    NEEDS_ROOT();
+    const char *volume = arena_printf(&w.arena, "%s/storage-pools/default/containers/.tmp-1234", w.dir);
+    const char *image = arena_printf(&w.arena, "%s/images/.upload-1234", w.dir);
+    const char *rest = arena_printf(&w.arena, "%s/images/%064d.rootfs", w.dir, 7);
+    OK(dir_make(arena_printf(&w.arena, "%s/rootfs/x", volume), 0700, &w.err));
+    OK(file_write_atomic(image, "x", 1, 0600, &w.err));
+    OK(file_write_atomic(rest, "x", 1, 0600, &w.err));
+    world_down();
+    world_up();
+    assert_int_equal(access(volume, F_OK), -1);
+    assert_int_equal(access(image, F_OK), -1);
+    assert_int_equal(access(rest, F_OK), -1);
+    assert_true(host_image_has(w.host, w.image));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_life), cmocka_unit_test(test_survives_daemon), cmocka_unit_test(test_clean_stop_and_reboot),
-        cmocka_unit_test(test_freeze), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_freeze), cmocka_unit_test(test_refused), cmocka_unit_test(test_watch), cmocka_unit_test(test_leftovers),
     };
     return cmocka_run_group_tests(tests, world_setup, world_teardown);
 }
