@@ -154,18 +154,69 @@ static void old_versions_are_refused(void **state)
     buf_free(&out);
 }
 
-static void s_client(struct buf *out)
+static void s_client_input(const char *input, struct buf *out)
 {
     const char *address = url + strlen("https://");
     char *host = xasprintf("%.*s", (int)strcspn(address, "/"), address);
     struct process_result result = {0};
     struct error err = ERROR_INIT;
-    OK(process_run((const char *const[]){"openssl", "s_client", "-connect", host, "-showcerts", NULL}, (const char *const[]){"PATH=/usr/bin:/bin", NULL}, "",
-                   1 << 20, 20000, &result, &err));
+    OK(process_run((const char *const[]){"openssl", "s_client", "-connect", host, "-showcerts", *input != '\0' ? "-ign_eof" : NULL,
+                    "-cert", path_of("client.crt"), "-key", path_of("client.key"), NULL},
+                   (const char *const[]){"PATH=/usr/bin:/bin", NULL}, input, 1 << 20, 20000, &result, &err));
     *out = result.out;
     memset(&result.out, 0, sizeof(result.out));
     process_result_free(&result);
     free(host);
+}
+
+static void s_client(struct buf *out)
+{
+    s_client_input("", out);
+}
+
+static bool holds(const struct buf *in, const char *text)
+{
+    return memmem(in->data, in->len, text, strlen(text)) != NULL;
+}
+
+static void websocket_over_tls(void **state)
+{
+    struct buf out = {0};
+    s_client_input("GET /1.0/events?type=once HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                   "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", &out);
+    assert_true(holds(&out, "101 Switching Protocols"));
+    assert_true(holds(&out, "keepalive"));
+    assert_true(holds(&out, "{\"type\":\"lifecycle\",\"timestamp\":\"0001-01-01T00:00:00Z\",\"metadata\":null,\"location\":\"node1\"}\x88\x02\x03\xe8"));
+    buf_free(&out);
+}
+
+static void bodies_over_tls(void **state)
+{
+    enum { SIZE = 12 << 20 };
+    struct error err = ERROR_INIT;
+    struct buf file = {0}, out = {0};
+    char whole[32], *data = buf_grow(&file, SIZE);
+    for (size_t i = 0; i < SIZE; i++)
+        data[i] = (char)('a' + i % 26);
+    OK(file_write_atomic(path_of("body"), file.data, file.len, 0600, &err));
+    buf_free(&file);
+    snprintf(whole, sizeof(whole), "%.*s", (int)sizeof(whole) - 1, url);
+    snprintf(url, sizeof(url), "%s/images", whole);
+    char *upload = xasprintf("@%s", path_of("body"));
+    assert_int_equal(curl((const char *const[]){"-X", "POST", "-H", "Content-Type: application/octet-stream", "-H", "Transfer-Encoding: chunked",
+                                            "--cert", path_of("client.crt"), "--key", path_of("client.key"), "--data-binary", upload, NULL}, &out), 0);
+    if (!holds(&out, "\"operation\":\"/1.0/operations/up\""))
+        fail_msg("%s", out.data);
+    assert_int_equal(atomic_load(&w.uploaded), SIZE);
+    free(upload);
+    buf_free(&out);
+    snprintf(url, sizeof(url), "%s/images/one/export", whole);
+    assert_int_equal(curl((const char *const[]){"-o", path_of("export"), NULL}, &out), 0);
+    struct stat st;
+    assert_int_equal(stat(path_of("export"), &st), 0);
+    assert_int_equal(st.st_size, EXPORT_BIG);
+    buf_free(&out);
+    snprintf(url, sizeof(url), "%s", whole);
 }
 
 static void asks_without_authorities(void **state)
@@ -243,6 +294,8 @@ int main(void)
         cmocka_unit_test(old_versions_are_refused),
         cmocka_unit_test(asks_without_authorities),
         cmocka_unit_test(certificate_is_looked_at_again),
+        cmocka_unit_test(websocket_over_tls),
+        cmocka_unit_test(bodies_over_tls),
         cmocka_unit_test(feed_is_found_again),
         cmocka_unit_test(plain_http_is_refused),
     };
