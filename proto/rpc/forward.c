@@ -129,6 +129,19 @@ static void server_done(struct rpc_call *call, void *ud)
     pump_release(pump);
 }
 
+/* Starts both directions. Each part's callback releases one reference, perhaps before the next part is started: keeps both calls until all are. */
+static void join(struct pump *pump, bool reads)
+{
+    struct rpc_call *call = rpc_call_ref(pump->server), *client = rpc_call_ref(pump->client);
+    if (reads)
+        call__on_raw(call, from_server, pump);
+    call__on_raw(client, from_client, pump);
+    rpc_call_on_done(client, client_done, pump);
+    rpc_call_on_done(call, server_done, pump);
+    rpc_call_unref(client);
+    rpc_call_unref(call);
+}
+
 /* Takes the handler's reference. */
 static void forward_stream(struct rpc_call *call, struct rpc_channel *channel, const struct md_list *metadata)
 {
@@ -139,16 +152,18 @@ static void forward_stream(struct rpc_call *call, struct rpc_channel *channel, c
     atomic_init(&pump->client_left, 2);
     pump->server = call;
     pump->client = client__open_raw(channel, call->method, reads ? NULL : call->payload, metadata, call, call->deadline_ms, false);
-    /* Each part's callback releases one reference, perhaps before the next part is started: keep both calls until all are. */
-    struct rpc_call *client = rpc_call_ref(pump->client);
-    rpc_call_ref(call);
-    if (reads)
-        call__on_raw(call, from_server, pump);
-    call__on_raw(client, from_client, pump);
-    rpc_call_on_done(client, client_done, pump);
-    rpc_call_on_done(call, server_done, pump);
-    rpc_call_unref(client);
-    rpc_call_unref(call);
+    join(pump, reads);
+}
+
+void rpc_join(struct rpc_call *call, struct rpc_call *client)
+{
+    covey_assert(call->is_server && !client->is_server && call->method->input == client->method->input && call->method->output == client->method->output);
+    struct pump *pump = xcalloc(1, sizeof(*pump));
+    atomic_init(&pump->refs, 4);
+    atomic_init(&pump->client_left, 2);
+    pump->server = call;
+    pump->client = client;
+    join(pump, true);
 }
 
 /* ---- unary ---- */

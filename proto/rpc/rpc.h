@@ -93,6 +93,11 @@ typedef int (*rpc_handler)(struct rpc_call *call, const ProtobufCMessage *reques
  * streams too. Return its result: RPC_LATER, or an error. The channel stays the caller's. Before the first rpc_recv/rpc_send only. Not repeated. */
 int rpc_forward(struct rpc_call *call, struct rpc_channel *channel, struct error *err);
 
+/* Joins a server call and an open client stream of the same message types (perhaps of another method) from now on: messages pass both ways undecoded and
+ * with back-pressure, the client's status ends the server call. Messages read or sent before are not repeated; no callback of rpc_on_message may be
+ * about to ask for more. Takes one reference of each. */
+void rpc_join(struct rpc_call *call, struct rpc_call *client);
+
 struct rpc_binding { const char *method; rpc_handler handler; }; /* method = bare name, e.g. "GetProfile" */
 /* Handlers are process-wide: every server serves every bound service. A method of a bound service without a binding answers UNIMPLEMENTED
  * `not implemented`. The array must be static. Asserts that the names exist. */

@@ -25,6 +25,9 @@ void events_publish(Covey__V1__Event *const *events, size_t count);
 uint64_t events_last(void);
 /* For the leader's Attach streams: kept events after `number`, packed copies in arena; false when some of them are not kept any more. */
 bool events_after(uint64_t number, struct arena *arena, Covey__V1__Event ***events, size_t *count);
+/* On a member whose Attach stream was cut because events it needs are not kept any more: ends all its watchers with an error (they would skip
+ * otherwise) and forgets the ring, so that events_last() is 0 and the next Attach starts from now. */
+void events_gap(void);
 /* Called (any thread, must not block) whenever an event was published on this member; at most 8 hooks, set at start. */
 void events_on_publish(void (*fn)(void *ud), void *ud);
 

@@ -31,6 +31,8 @@ struct host_config {
 int host_start(const struct host_config *config, struct host **out, struct error *err);
 /* Ends exec sessions and threads of this module, leaves containers alone. All servers that serve the agent must be destroyed before. NULL is fine. */
 void host_stop(struct host *host);
+/* Path of the covey-instance binary in use; lives as long as the host. */
+const char *host_helper_path(const struct host *host);
 /* Registers covey.internal.v1.Agent with this host. After host_stop a new host may be bound in its place. */
 void host_bind(struct host *host);
 

@@ -222,3 +222,8 @@ void host_bind(struct host *host)
 {
     rpc_bind("covey.internal.v1.Agent", bindings, sizeof(bindings) / sizeof(bindings[0]), host);
 }
+
+const char *host_helper_path(const struct host *host)
+{
+    return host->helper;
+}

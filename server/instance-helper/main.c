@@ -11,6 +11,12 @@
 #include <string.h>
 #include <unistd.h>
 
+static int version(const json_t *in, json_t *out, struct error *err)
+{
+    json_object_set_new(out, "lxc", json_string(lxc_get_version()));
+    return STATUS_OK;
+}
+
 static const struct {
     const char *name;
     helper_command run;
@@ -19,7 +25,7 @@ static const struct {
     {"start", helper__start, false},       {"stop", helper__stop, false},         {"halt", helper__halt, false},
     {"freeze", helper__freeze, false},     {"unfreeze", helper__unfreeze, false}, {"list", helper__list, true},
     {"settle", helper__settle, true},      {"state", helper__state, true},        {"unpack", helper__unpack, true},
-    {"metadata", helper__metadata, true},  {"remove-tree", helper__remove_tree, true},
+    {"metadata", helper__metadata, true},  {"remove-tree", helper__remove_tree, true}, {"version", version, true},
 };
 
 const char *helper__text(const json_t *in, const char *key)

@@ -54,6 +54,9 @@ int op_create(struct rpc_call *call, const struct op_spec *spec, Covey__V1__Oper
 int op_create_local(struct rpc_call *call, const struct op_spec *spec, Covey__V1__Operation **out, struct error *err);
 bool op_is_local(const char *uuid);
 
+/* The member that runs an operation: asked of the leader's table, or of a local operation. UNAVAILABLE with not_leader elsewhere. */
+int op_locate(const char *uuid, uint64_t *member, struct error *err);
+
 /* For run functions. */
 const char *op_uuid(const struct op *op);
 const char *op_project(const struct op *op);
