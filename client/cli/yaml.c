@@ -128,15 +128,25 @@ static int append(void *ud, unsigned char *data, size_t len)
     return 1;
 }
 
+/* Text that some reader of YAML 1.1 would take for a number: decimal, 0x…, 1_000, or base 60 (12:30). */
 static bool looks_like_number(const char *text)
 {
-    char *end;
     if (!strchr("0123456789+-.", *text))
         return false;
+    char *end;
     (void)strtod(text, &end);
-    if (!*end || strspn(text, "0123456789_+-.:eExXoabcdefABCDEF") == strlen(text))
+    const char *digits = text + (*text == '-' || *text == '+');
+    size_t plain = strspn(digits, "0123456789_");
+    if (!*end || !digits[plain] || str_prefix(digits, "0b") || str_prefix(digits, "0o"))
         return true;
-    return false;
+    bool sixty = plain > 0;
+    const char *at = digits + plain;
+    while (sixty && *at == ':') {
+        size_t len = strspn(at + 1, "0123456789");
+        sixty = len == 1 || (len == 2 && at[1] < '6');
+        at += len + 1;
+    }
+    return sixty && (!*at || (*at == '.' && strspn(at + 1, "0123456789_") == strlen(at + 1)));
 }
 
 static yaml_scalar_style_t text_style(const char *text)

@@ -261,6 +261,91 @@ static void preseed(void **state)
     expect(run_input(text, "$C admin init --network-port 1"), 1, "", "Error: Configuration flags require --auto\n");
 }
 
+static void dialogue(void **state)
+{
+    fake_set("GetServer", 0, SERVER);
+    fake_set("UpdateServer", 0, "{}");
+    fake_set("GetStoragePool", STATUS_NOT_FOUND, "Storage pool not found");
+    fake_set("CreateStoragePool", 0, "{}");
+    fake_set("GetProfile", 0, "{\"name\":\"default\",\"config\":{},\"devices\":{}}");
+    fake_set("UpdateProfile", 0, "{}");
+    fake_set("GetCluster", 0, "{\"enabled\":false}");
+    fake_set("UpdateCluster", 0, "{\"operation\":{\"id\":\"op1\",\"status_code\":200}}");
+    free(fake_log());
+    /* a new cluster; wrong answers are asked again; passwords must agree */
+    struct run run = run_input("maybe\nyes\n0.0.0.0\n127.0.0.1:0\nno\nnode1\ny\none\ntwo\npw\npw\n\nno\nno\nyes\n", "$C admin init");
+    if (run.code)
+        fail_msg("%s%s", run.out, run.err);
+    assert_non_null(strstr(run.out, "Would you like to use LXD clustering? (yes/no) [default=no]: "));
+    assert_non_null(strstr(run.out, "What member name should be used to identify this server in the cluster? [default="));
+    assert_non_null(strstr(run.out, "Would you like a YAML \"lxd init\" preseed to be printed? (yes/no) [default=no]: config:\n"));
+    assert_non_null(strstr(run.err, "Invalid input: Invalid IP address or DNS name\n"));
+    free(run.out);
+    free(run.err);
+    char *log = fake_log();
+    assert_non_null(strstr(log, "\"core.trust_password\":\"pw\""));
+    assert_non_null(strstr(log, "\"images.auto_update_interval\":\"0\""));
+    assert_non_null(strstr(log, "CreateStoragePool {\"name\":\"local\",\"driver\":\"dir\""));
+    assert_non_null(strstr(log, "\"root\":{\"path\":\"/\",\"pool\":\"local\",\"type\":\"disk\"}"));
+    assert_non_null(strstr(log, "UpdateCluster {\"server_name\":\"node1\",\"enabled\":true"));
+    free(log);
+    /* standalone, all defaults but the network */
+    expect_in(run_input("\n\n\n\nyes\n\n\npw\npw\n\n\n", "$C admin init"), 0, "Name of the new storage pool [default=default]: ", "");
+    logged("\"core.https_address\":\"[::]:8443\"");
+    /* the end of the input is no answer */
+    expect_in(run_input("yes\n", "$C admin init"), 1, "", "Error: EOF\n");
+    log = fake_log();
+    assert_null(strstr(log, "Update"));
+    free(log);
+}
+
+static void joining_dialogue(void **state)
+{
+    struct identity identity, own;
+    struct error err = ERROR_INIT;
+    if (geteuid() != 0) {
+        expect_in(run_input("yes\n127.0.0.1:0\nyes\n", "$C admin init"), 1, "", "Error: Joining an existing cluster requires root privileges\n");
+        return;
+    }
+    assert_int_equal(identity_create("cluster", &identity, &err), 0);
+    char *cert = xasprintf("%s/server.crt", fake.dir), *key = xasprintf("%s/server.key", fake.dir);
+    assert_int_equal(identity_load_or_create(cert, key, "n2", &own, &err), 0);
+    struct rpc_server *tls = rpc_server_listen_tls("127.0.0.1:0", &identity, &err);
+    assert_non_null(tls);
+    char *json = xasprintf("{\"server_name\":\"n2\",\"fingerprint\":\"%s\",\"addresses\":[\"127.0.0.1:%d\"],\"secret\":\"s\"}", identity.fingerprint, rpc_server_port(tls));
+    char *token = base64_encode(json, strlen(json));
+    fake_set("CreateCertificate", 0, "{\"location\":\"x\"}");
+    fake_set("GetCluster", 0, "{\"enabled\":true,\"member_config\":[{\"entity\":\"storage-pool\",\"name\":\"data\",\"key\":\"source\",\"description\":"
+                              "\"\\\"source\\\" property for storage pool \\\"data\\\"\"}]}");
+    free(fake_log());
+    char *input = xasprintf("yes\n127.0.0.1:0\nyes\nbad\n%s\nyes\n/srv\nno\n", token);
+    expect_in(run_input(input, "$C admin init"), 0, "Choose \"source\" property for storage pool \"data\": ", "Invalid input: Not yes/no, or invalid join token\n");
+    char *log = fake_log();
+    assert_non_null(strstr(log, "CreateCertificate {\"type\":\"server\",\"name\":\"n2\""));
+    assert_non_null(strstr(log, "\"key\":\"source\",\"value\":\"/srv\""));
+    assert_non_null(strstr(log, "UpdateCluster {\"server_name\":\"n2\",\"enabled\":true"));
+    free(log);
+    free(input);
+    input = xasprintf("yes\n127.0.0.1:0\nyes\n%s\nno\n", token);
+    expect_in(run_input(input, "$C admin init"), 1, "All existing data is lost", "Error: User aborted configuration\n");
+    free(input);
+    free(token);
+    free(json);
+    free(cert);
+    free(key);
+    rpc_server_destroy(tls, 0);
+    identity_free(&identity);
+    identity_free(&own);
+}
+
+static void becomes_daemon(void **state)
+{
+    expect(run_input(NULL, "mkdir -p $T/bin $T/lib/covey/compat && cp $C $T/bin/covey && ln -sf ../../../bin/covey $T/lib/covey/compat/lxd && "
+                           "printf '#!/bin/sh\\necho \"$@\"\\n' >$T/bin/coveyd && chmod +x $T/bin/coveyd && LXD_DIR=/d $T/lib/covey/compat/lxd --logfile f --group g --debug"),
+           0, "--dir /d --logfile f --group g --debug\n", "");
+    expect(run_input(NULL, "rm $T/bin/coveyd; $T/lib/covey/compat/lxd"), 1, "", "Error: cannot find coveyd beside this program\n");
+}
+
 static void remote_and_join(void **state)
 {
     struct identity identity;
@@ -361,6 +446,7 @@ int main(void)
         cmocka_unit_test(simple_calls), cmocka_unit_test(instance_list), cmocka_unit_test(members_and_tokens), cmocka_unit_test(operations),
         cmocka_unit_test(exec),         cmocka_unit_test(exec_terminal), cmocka_unit_test(exec_signal),        cmocka_unit_test(images),
         cmocka_unit_test(preseed),      cmocka_unit_test(remote_and_join), cmocka_unit_test(administration),   cmocka_unit_test(watch),
+        cmocka_unit_test(dialogue),     cmocka_unit_test(joining_dialogue), cmocka_unit_test(becomes_daemon),
     };
     return cmocka_run_group_tests(tests, start, stop);
 }

@@ -126,10 +126,11 @@ static void sql(void **state)
 static void yaml(void **state)
 {
     json_t *value = json_loads("{\"a\":\"true\",\"b\":true,\"c\":\"12\",\"d\":\"\",\"e\":[\"x\",\"y z\"],\"f\":{},\"g\":[],\"h\":\"l1\\nl2\\n\",\"i\":7,\"j\":null,"
-                               "\"k\":\"a: b\"}", 0, NULL);
+                               "\"k\":\"a: b\",\"l\":\"127.0.0.1:18443\",\"m\":\"12:30\",\"n\":\"0x1f\",\"o\":\"1_0\"}", 0, NULL);
     struct buf out = {0};
     yaml_write(value, &out);
-    assert_string_equal(out.data, "a: \"true\"\nb: true\nc: \"12\"\nd: \"\"\ne:\n- x\n- y z\nf: {}\ng: []\nh: |\n  l1\n  l2\ni: 7\nj: null\nk: 'a: b'\n");
+    assert_string_equal(out.data, "a: \"true\"\nb: true\nc: \"12\"\nd: \"\"\ne:\n- x\n- y z\nf: {}\ng: []\nh: |\n  l1\n  l2\ni: 7\nj: null\nk: 'a: b'\nl: 127.0.0.1:18443\n"
+                                  "m: \"12:30\"\n\"n\": \"0x1f\"\no: \"1_0\"\n");
     struct error err = ERROR_INIT;
     json_t *back = yaml_parse(out.data, out.len, &err);
     assert_true(json_equal(value, back)); /* what is written is read as the same */
