@@ -4,7 +4,7 @@
 #include "hub.h"
 #include "request.h"
 #include "websocket.h"
-#include <errno.h>
+#include <malloc.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +15,7 @@ static pthread_mutex_t watch_lock = PTHREAD_MUTEX_INITIALIZER; /* protects the n
 static struct request *watched;
 static size_t watched_count;
 static bool ticking, added_since_tick;
+static bool trim_posted; /* hub thread */
 
 struct rpc_channel *gateway_channel(void)
 {
@@ -44,17 +45,30 @@ static void watch_look(void)
     free(fds);
 }
 
+/* After a burst: what the heap holds for nothing goes back to the system. */
+static void trim(void *unused)
+{
+    (void)unused;
+    trim_posted = false;
+    malloc_trim(0);
+}
+
 static void watch_tick(void *unused)
 {
     (void)unused;
     pthread_mutex_lock(&watch_lock);
     if (watched_count > 0)
         watch_look();
-    ticking = (watched_count > 0 || added_since_tick) && !hub_stopping();
+    bool again = (watched_count > 0 || added_since_tick) && !hub_stopping();
+    ticking = again;
     added_since_tick = false;
-    if (ticking)
+    if (again)
         hub_post(GATEWAY_GONE_CHECK_MS, watch_tick, NULL);
     pthread_mutex_unlock(&watch_lock);
+    if (!again && !trim_posted && !hub_stopping()) {
+        trim_posted = true;
+        hub_post(GATEWAY_TRIM_MS, trim, NULL);
+    }
 }
 
 void watch_add(struct request *r, void (*gone)(struct request *r))

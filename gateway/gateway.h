@@ -16,6 +16,7 @@ enum {
     GATEWAY_SEGMENTS_MAX = 12,             /* of a path; beyond: 404 */
     GATEWAY_CERT_DER_BYTES_MAX = 6000,     /* of a client certificate (it travels as call metadata); beyond: 400 */
     GATEWAY_GONE_CHECK_MS = 250,           /* how often waiting requests are checked for a client that left */
+    GATEWAY_TRIM_MS = 5000,                /* after the last request, at most so often: free memory goes back to the system */
     GATEWAY_RETRY_MS = 5,                  /* a full gRPC stream is tried again after this */
     GATEWAY_FEED_RECONNECT_MS = 200,       /* gateway.socket of the daemon */
     GATEWAY_FEED_BURST = 64,               /* connections taken in one go from it */

@@ -48,6 +48,8 @@ static void peer_user(struct peer *peer, int fd)
         struct passwd entry, *found = NULL;
         char text[HTTP_USER_NAME_BYTES];
         bool named = getpwuid_r(cred.uid, &entry, text, sizeof(text), &found) == 0 && found != NULL && strlen(found->pw_name) < sizeof(last_name);
+        for (const char *p = named ? found->pw_name : ""; *p != '\0'; p++)
+            named = named && *p > ' ' && *p < 0x7f; /* it travels as a header */
         if (named)
             snprintf(last_name, sizeof(last_name), "%s", found->pw_name);
         else
