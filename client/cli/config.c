@@ -322,7 +322,7 @@ int run_trust_remove(struct cli *cli, struct error *err)
 {
     struct covey_client *client;
     char *print;
-    int status = cli_resolve(cli, cli->argc > 1 ? cli->argv[0] : cli->argv[0], &client, &print, err);
+    int status = cli_resolve(cli, cli->argv[0], &client, &print, err);
     if (status)
         return status;
     const char *wanted = cli->argc > 1 ? cli->argv[1] : print;
