@@ -1,6 +1,6 @@
 /* Worker pools: threads made on demand, gone after RPC_THREAD_IDLE_MS without work; and one timer thread for delayed tasks.
  *
- * A pool owns nothing but the order of its tasks. Thread: any may submit. What may fail: a full queue, refused by pool_submit(). */
+ * A pool owns nothing but the order of its tasks. Thread: any may submit. What may fail: a full queue, refused by pool__submit(). */
 #include "rpc_private.h"
 #include <stdlib.h>
 #include <string.h>
@@ -66,7 +66,7 @@ static bool thread_start(struct pool *pool)
     return ok;
 }
 
-struct pool *pool_create(const char *name, unsigned threads_max, unsigned queue_max)
+struct pool *pool__create(const char *name, unsigned threads_max, unsigned queue_max)
 {
     struct pool *pool = xcalloc(1, sizeof(*pool));
     pool->name = name;
@@ -79,7 +79,7 @@ struct pool *pool_create(const char *name, unsigned threads_max, unsigned queue_
     return pool;
 }
 
-void pool_destroy(struct pool *pool)
+void pool__destroy(struct pool *pool)
 {
     if (pool == NULL)
         return;
@@ -98,7 +98,7 @@ void pool_destroy(struct pool *pool)
     free(pool);
 }
 
-bool pool_submit(struct pool *pool, struct task *task)
+bool pool__submit(struct pool *pool, struct task *task)
 {
     pthread_mutex_lock(&pool->lock);
     if (pool->queued >= pool->idle) { /* nobody is free for this one */
@@ -162,7 +162,7 @@ static void *timer_main(void *arg)
         }
         timer.head = item->next;
         pthread_mutex_unlock(&timer.lock);
-        bool taken = pool_submit(item->pool, item->task);
+        bool taken = pool__submit(item->pool, item->task);
         pthread_mutex_lock(&timer.lock);
         if (taken) {
             free(item);

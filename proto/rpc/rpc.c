@@ -75,9 +75,9 @@ void rpc_init(void)
             core_panic(__FILE__, __LINE__, "cannot start a completion queue thread");
         pthread_setname_np(rt.threads[i], "rpc-queue");
     }
-    rpc__pool_public = pool_create("rpc-public", RPC_WORKERS_MAX, RPC_QUEUED_CALLS_MAX);
-    rpc__pool_agent = pool_create("rpc-agent", RPC_AGENT_WORKERS_MAX, RPC_QUEUED_CALLS_MAX);
-    rpc__pool_long = pool_create("rpc-long", RPC_LONG_MAX, 0);
+    rpc__pool_public = pool__create("rpc-public", RPC_WORKERS_MAX, RPC_QUEUED_CALLS_MAX);
+    rpc__pool_agent = pool__create("rpc-agent", RPC_AGENT_WORKERS_MAX, RPC_QUEUED_CALLS_MAX);
+    rpc__pool_long = pool__create("rpc-long", RPC_LONG_MAX, 0);
     bindings_init();
     health__init();
     reflection__init();
@@ -90,9 +90,9 @@ void rpc_shutdown(void)
         return;
     health__shutdown();
     pool_timer_stop();
-    pool_destroy(rpc__pool_public);
-    pool_destroy(rpc__pool_agent);
-    pool_destroy(rpc__pool_long);
+    pool__destroy(rpc__pool_public);
+    pool__destroy(rpc__pool_agent);
+    pool__destroy(rpc__pool_long);
     rpc__pool_public = rpc__pool_agent = rpc__pool_long = NULL;
     for (unsigned i = 0; i < rt.count; i++)
         grpc_completion_queue_shutdown(rt.queues[i]);

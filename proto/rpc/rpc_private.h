@@ -156,9 +156,9 @@ void rpc__error_from_md(const grpc_metadata_array *array, struct error *err);
 
 /* ---- pool.c ---- */
 struct pool;
-struct pool *pool_create(const char *name, unsigned threads_max, unsigned queue_max);
-void pool_destroy(struct pool *pool); /* runs what is queued, then joins */
-bool pool_submit(struct pool *pool, struct task *task); /* false: full */
+struct pool *pool__create(const char *name, unsigned threads_max, unsigned queue_max);
+void pool__destroy(struct pool *pool); /* runs what is queued, then joins */
+bool pool__submit(struct pool *pool, struct task *task); /* false: full */
 /* Runs after delay_ms on `pool`; when that is full then, later. */
 void pool_submit_later(struct pool *pool, struct task *task, int64_t delay_ms);
 void pool_timer_stop(void); /* runs what waits at once, joins the timer thread */

@@ -218,7 +218,7 @@ static void accept_call(struct rpc_call *call)
         error_set(&err, STATUS_PERMISSION_DENIED, "not authorized");
     if (err.code == STATUS_OK) {
         call->task.run = run_call;
-        if (pool_submit(rpc__pool_of(call->method), &call->task))
+        if (pool__submit(rpc__pool_of(call->method), &call->task))
             return;
         error_set(&err, STATUS_RESOURCE_EXHAUSTED, "too many calls are waiting");
     }

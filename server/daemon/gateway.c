@@ -28,7 +28,7 @@ static struct {
     char path[PATH_MAX];
 } gateway;
 
-/* Beside this program (installed: same bin folder; build tree: ../gateway/). */
+/* Installed below libexec/covey or beside this program; in the build tree in the gateway's folder. */
 static int find_program(char *out, size_t size, struct error *err)
 {
     char self[PATH_MAX];
@@ -38,14 +38,21 @@ static int find_program(char *out, size_t size, struct error *err)
     }
     self[n] = '\0';
     const char *folder = dirname(self);
-    static const char *const places[] = {"covey-gateway", "../gateway/covey-gateway"};
+    static const char *const places[] = {"covey-gateway", "../libexec/covey/covey-gateway", "../gateway/covey-gateway"};
+    const char *libexec = getenv("COVEY_LIBEXEC");
+    if (!str_empty(libexec)) {
+        snprintf(out, size, "%s/covey-gateway", libexec);
+        if (access(out, X_OK) == 0) {
+            return STATUS_OK;
+        }
+    }
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         snprintf(out, size, "%s/%s", folder, places[i]);
         if (access(out, X_OK) == 0) {
             return STATUS_OK;
         }
     }
-    return error_set(err, STATUS_NOT_FOUND, "covey-gateway not found beside coveyd in %s", folder);
+    return error_set(err, STATUS_NOT_FOUND, "covey-gateway not found beside coveyd (%s) nor in ../libexec/covey", folder);
 }
 
 static pid_t spawn(int *keep)
