@@ -543,6 +543,11 @@ static void loop_once(struct run *run)
     int64_t now = time_mono_ms();
     if (moved || held)
         run->quiet_since = now;
+    pthread_mutex_lock(&s->lock);
+    bool cancelled = s->cancelled;
+    pthread_mutex_unlock(&s->lock);
+    for (int i = 0; i < OUTPUTS && run->returned && cancelled; i++)
+        run->out[i].stream = -1; /* nobody waits for a reader that may never read */
     if (run->returned && now - run->quiet_since >= EXEC_DRAIN_QUIET_MS) /* children of the command keep it open */
         for (int i = 0; i < OUTPUTS; i++)
             run->out[i].eof = true;

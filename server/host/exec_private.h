@@ -16,8 +16,8 @@ struct exec_link {
     atomic_int refs;
     struct host *host;
     struct rpc_call *call;
-    struct exec_session *session; /* set once, at the first frame; holds a reference */
-    int stream;
+    int stream;                           /* valid once session is set */
+    struct exec_session *_Atomic session; /* set once, at the first frame; holds a reference */
     int64_t since_ms;
 };
 

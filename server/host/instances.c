@@ -219,6 +219,17 @@ static void change(struct host *host, struct instance *one, int status, int64_t 
     pthread_mutex_unlock(&host->lock);
 }
 
+/* Status and init now: also of a busy container, whose init may die by itself. */
+static int look(struct host *host, const struct instance *one, int64_t *pid)
+{
+    pthread_mutex_lock(&host->lock);
+    int status = one->status;
+    if (pid)
+        *pid = one->pid;
+    pthread_mutex_unlock(&host->lock);
+    return status;
+}
+
 int instances__status(struct host *host, const InstanceSpec *spec, int64_t *pid)
 {
     char *key = instances__key(spec->project, spec->name);
@@ -510,7 +521,7 @@ int instances__create(struct host *host, const Covey__Internal__V1__CreateInstan
     pthread_mutex_unlock(&host->lock);
     rc = enter(host, spec, true, &one, err);
     char *run = place(host, "containers", key), *logs = place(host, "logs", key);
-    if (!rc && alive(one->status)) {
+    if (!rc && alive(look(host, one, NULL))) {
         rc = error_set(err, STATUS_ALREADY_EXISTS, "Instance \"%s\" already exists on this member and is running", spec->name);
     } else if (!rc) {
         rc = pools__volume_create(host, spec->pool, key, spec->uuid, image ? image : "", rootfs ? rootfs : "", config__bool(spec, "security.privileged"), err);
@@ -540,7 +551,7 @@ int instances__delete(struct host *host, const InstanceSpec *spec, struct error 
         return rc;
     char *key = instances__key(spec->project, spec->name);
     rc = enter(host, spec, true, &one, err); /* what is not known may still have left folders */
-    if (!rc && (alive(one->status) || one->status == INSTANCE_STARTING))
+    if (!rc && alive(look(host, one, NULL)))
         rc = error_set(err, STATUS_FAILED_PRECONDITION, "Instance is running");
     else if (!rc && spec->pool)
         rc = pools__volume_delete(host, spec->pool, key, err);
@@ -654,12 +665,14 @@ int instances__start(struct host *host, const InstanceSpec *spec, struct arena *
         rc = enter(host, spec, true, &one, err);
     if (rc)
         return rc;
-    if (alive(one->status)) { /* busy is ours: nobody else changes what this start recorded */
+    if (alive(look(host, one, NULL))) {
+        pthread_mutex_lock(&host->lock);
         if (!str_empty(spec->operation) && str_eq(one->operation, spec->operation))
             start_answer(one, arena, out);
         else
             rc = error_set(err, STATUS_FAILED_PRECONDITION, "The instance is already running");
-        leave(host, one);
+        release(host, one);
+        pthread_mutex_unlock(&host->lock);
         return rc;
     }
     char *run = place(host, "containers", one->key), *logs = place(host, "logs", one->key);
@@ -689,13 +702,17 @@ int instances__start(struct host *host, const InstanceSpec *spec, struct arena *
 
 static int stop_by_force(struct host *host, struct instance *one, struct error *err)
 {
-    change(host, one, INSTANCE_STOPPING, one->pid);
+    pthread_mutex_lock(&host->lock);
+    set_status(host, one, INSTANCE_STOPPING, one->pid);
+    pthread_mutex_unlock(&host->lock);
     int rc = host__helper(host, "stop", container_args(host, one->key), HELPER_STOP_MS_MAX, NULL, err);
+    pthread_mutex_lock(&host->lock);
     if (!rc)
-        change(host, one, INSTANCE_STOPPED, 0);
-    else
-        change(host, one, one->pid > 0 ? INSTANCE_RUNNING : INSTANCE_ERROR, one->pid);
-    leave(host, one);
+        set_status(host, one, INSTANCE_STOPPED, 0);
+    else if (one->status == INSTANCE_STOPPING)
+        set_status(host, one, one->pid > 0 ? INSTANCE_RUNNING : INSTANCE_ERROR, one->pid);
+    release(host, one);
+    pthread_mutex_unlock(&host->lock);
     return rc;
 }
 
@@ -740,19 +757,23 @@ int instances__stop(struct host *host, const Covey__Internal__V1__StopInstanceRe
         return STATUS_OK; /* never started here: stopped is what was asked for */
     if (rc)
         return rc;
-    if (!alive(one->status) && one->status != INSTANCE_ERROR) {
+    int64_t pid = 0;
+    int status = look(host, one, &pid);
+    if (!alive(status) && status != INSTANCE_ERROR) {
         leave(host, one);
         return STATUS_OK;
     }
     if (request->force || request->timeout_ms == 0)
         return stop_by_force(host, one, err);
-    if (one->status == INSTANCE_FROZEN) {
+    if (status == INSTANCE_FROZEN) {
         leave(host, one);
         return error_set(err, STATUS_FAILED_PRECONDITION, "Instance is frozen");
     }
-    int64_t pid = one->pid;
     char *key = xstrdup(one->key);
-    change(host, one, INSTANCE_STOPPING, pid);
+    pthread_mutex_lock(&host->lock);
+    if (one->pid == pid)
+        set_status(host, one, INSTANCE_STOPPING, pid);
+    pthread_mutex_unlock(&host->lock);
     rc = host__helper(host, "halt", container_args(host, key), HELPER_QUICK_MS_MAX, NULL, err);
     pthread_mutex_lock(&host->lock);
     if (rc && one->status == INSTANCE_STOPPING)
@@ -774,11 +795,11 @@ int instances__freeze(struct host *host, const InstanceSpec *spec, bool unfreeze
     if (rc)
         return rc;
     int wanted = unfreeze ? INSTANCE_RUNNING : INSTANCE_FROZEN;
-    if (!alive(one->status)) {
+    int64_t pid = 0;
+    int before = look(host, one, &pid);
+    if (!alive(before)) {
         rc = error_set(err, STATUS_FAILED_PRECONDITION, "The container isn't running");
-    } else if (one->status != wanted) {
-        int before = one->status;
-        int64_t pid = one->pid;
+    } else if (before != wanted) {
         if (!unfreeze)
             change(host, one, INSTANCE_FREEZING, pid);
         rc = host__helper(host, unfreeze ? "unfreeze" : "freeze", container_args(host, one->key), HELPER_QUICK_MS_MAX, NULL, err);

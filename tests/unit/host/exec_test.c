@@ -195,8 +195,8 @@ static void test_streams(void **state)
     assert_string_equal(text(&s->out[1]), "hello\nagain\n/root:/root:0\n");
     assert_string_equal(text(&s->out[2]), "to-err\n");
     assert_true(s->ended[1] && s->ended[2]);
-    struct session again = *s; /* the same operation asked again gives the same result */
     finish(s);
+    struct session again = *s; /* the same operation asked again gives the same result */
     assert_int_equal(s->status, STATUS_OK);
     assert_int_equal(s->result, 7);
     assert_string_equal(s->error, "");
@@ -329,7 +329,7 @@ static void wait_text(struct session *s, int i, const char *wanted)
 static void test_terminal(void **state)
 {
     NEEDS_ROOT();
-    static const char *const command[] = {"sh", "-c", "tty; stty size; trap 'stty size; echo changed' WINCH; until read x; do :; done; echo got:$x; exit 3", NULL};
+    static const char *const command[] = {"sh", "-c", "trap 'stty size; echo changed' WINCH; tty; stty size; until read x; do :; done; echo got:$x; exit 3", NULL};
     struct session *s = session_new(true, true, command);
     s->request.width = 91;
     s->request.height = 27;

@@ -252,7 +252,7 @@ static int world_setup(void **state)
     snprintf(w.split_root, sizeof(w.split_root), "%s/r.tar.gz", w.dir);
     if (geteuid() != 0)
         return 0;
-    const char *script = arena_printf(&w.arena, "%s/deploy/make-busybox-image", getenv("COVEY_SOURCE") ?: ".");
+    const char *script = arena_printf(&w.arena, "%s/deploy/make-busybox-image", COVEY_SOURCE);
     const char *unified[] = {script, w.image_file, NULL}, *split[] = {script, "--split", w.split_meta, w.split_root, NULL};
     run_script(unified);
     run_script(split);
