@@ -2,6 +2,7 @@
  * nothing), and only then answers 101, so that nothing is missed in between. Errors before that are ordinary envelopes. */
 #include "websocket.h"
 #include "covey/v1/event.pb-c.h"
+#include <fcntl.h>
 #include <gnutls/crypto.h>
 #include <stdlib.h>
 #include <string.h>
@@ -153,7 +154,7 @@ static int open_call(struct request *r, bool stream, struct error *err)
     ws->call = call;
     ws->out_tail = &ws->out_head;
     ws->request = r;
-    ws->fd = -1;
+    ws->fd = ws->tcp_fd = -1;
     pthread_mutex_init(&ws->lock, NULL);
     r->state = ws;
     watch_add(r, on_gone);
@@ -168,9 +169,13 @@ static void on_upgrade(void *cls, struct MHD_Connection *connection, void *conte
                        struct MHD_UpgradeResponseHandle *upgrade)
 {
     struct websocket *ws = cls;
+    const struct request *r = context;
     (void)connection;
-    (void)context;
     ws->fd = fd;
+    if (r->peer->tls) {
+        const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+        ws->tcp_fd = fcntl(info->connect_fd, F_DUPFD_CLOEXEC, 0);
+    }
     ws->upgrade = upgrade;
     if (early_len > 0)
         buf_add(&ws->early, early, early_len);

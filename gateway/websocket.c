@@ -406,6 +406,19 @@ static void ping_job(void *ud)
     ws_pump(ws);
 }
 
+/* libmicrohttpd ends a TLS socket when both sides of its pipe have ended, but may look at the pipe's end before it has noted that we closed, and then
+ * never again. Ending the connection's input afterwards makes it look. The duplicate keeps the number from being reused meanwhile. */
+static void ws_release(struct websocket *ws)
+{
+    if (MHD_upgrade_action(ws->upgrade, MHD_UPGRADE_ACTION_CLOSE) != MHD_YES)
+        log_warn("gateway.websocket", "the socket could not be closed");
+    if (ws->tcp_fd >= 0) {
+        shutdown(ws->tcp_fd, SHUT_RD); /* fails if the client is gone already */
+        close(ws->tcp_fd);
+        ws->tcp_fd = -1;
+    }
+}
+
 static void ws_drop(struct websocket *ws)
 {
     wslay_event_context_free(ws->wslay);
@@ -424,8 +437,7 @@ static void ws_drop(struct websocket *ws)
     rpc_read_resume(ws->call); /* what still comes is thrown away, up to the end */
     if (ws->pending.len == 0 && !ws->pending_end)
         finish_call(ws);
-    if (MHD_upgrade_action(ws->upgrade, MHD_UPGRADE_ACTION_CLOSE) != MHD_YES)
-        log_warn("gateway.websocket", "the socket could not be closed");
+    ws_release(ws);
     websocket_unref(ws);
 }
 

@@ -35,6 +35,7 @@ struct websocket {
     struct websocket *next, *prev;
     struct hub_source source;
     int fd;
+    int tcp_fd; /* TLS: a duplicate of the connection's own socket, see ws_release; else -1 */
     struct MHD_UpgradeResponseHandle *upgrade;
     struct wslay_event_context *wslay; /* NULL when closed */
     uint32_t bits;

@@ -190,6 +190,18 @@ static void websocket_over_tls(void **state)
     buf_free(&out);
 }
 
+/* The close must be seen every time, however the two threads that end the socket interleave. */
+static void websockets_over_tls_end(void **state)
+{
+    for (int i = 0; i < 20; i++) {
+        struct buf out = {0};
+        s_client_input("GET /1.0/events?type=once HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                       "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\x88\x82\x01\x02\x03\x04\x02\xea", &out);
+        assert_true(holds(&out, "\x88\x02\x03\xe8"));
+        buf_free(&out);
+    }
+}
+
 static void bodies_over_tls(void **state)
 {
     enum { SIZE = 12 << 20 };
@@ -295,6 +307,7 @@ int main(void)
         cmocka_unit_test(asks_without_authorities),
         cmocka_unit_test(certificate_is_looked_at_again),
         cmocka_unit_test(websocket_over_tls),
+        cmocka_unit_test(websockets_over_tls_end),
         cmocka_unit_test(bodies_over_tls),
         cmocka_unit_test(feed_is_found_again),
         cmocka_unit_test(plain_http_is_refused),
