@@ -126,7 +126,7 @@ int op_timeout_parse(const char *text, int64_t *ms, struct error *err)
     return STATUS_OK;
 }
 
-/* The secret of a token, or of one of the streams of an exec or console. */
+/* The secret of one of the streams of an exec or console. */
 bool op__secret_matches_locked(const struct op *op, const char *secret)
 {
     const char *key;
