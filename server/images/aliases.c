@@ -106,7 +106,7 @@ static int create_write(struct sql *sql, void *ud, struct buf *result, struct er
     if (status == STATUS_OK && taken > 0) {
         return error_set(err, STATUS_ALREADY_EXISTS, "Alias \"%s\" already exists", in->name);
     }
-    status = status == STATUS_OK ? image_find(sql, project, in->target, false, &image, err) : status;
+    status = status == STATUS_OK ? image_row_find(sql, project, in->target, false, &image, err) : status;
     return status == STATUS_OK ? image_alias_insert(sql, project, image, in->name, in->description, err) : status;
 }
 
@@ -151,7 +151,7 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
         status = status == STATUS_OK && in->count == 1 ? etag_check(in->if_match, in->aliases[0]->etag, err) : status;
     }
     if (status == STATUS_OK && in->target != NULL) {
-        status = image_find(sql, project, in->target, false, &image, err);
+        status = image_row_find(sql, project, in->target, false, &image, err);
         status = status == STATUS_OK ? sql_exec(sql, err, "UPDATE images_aliases SET image_id = ?2 WHERE id = ?1", "ii", id, image) : status;
     }
     return status == STATUS_OK && in->description != NULL ? sql_exec(sql, err, "UPDATE images_aliases SET description = ?2 WHERE id = ?1", "is", id, in->description) : status;

@@ -340,7 +340,7 @@ static int removal_find(struct sql *sql, struct removal *in, int64_t *id, struct
 {
     int64_t project = 0, records = 0;
     int status = image_project(sql, in->project, &project, err);
-    status = status == STATUS_OK ? image_find(sql, project, in->fingerprint, false, id, err) : status;
+    status = status == STATUS_OK ? image_row_find(sql, project, in->fingerprint, false, id, err) : status;
     status = status == STATUS_OK ? image_load(sql, *id, &in->image, in->arena, err) : status;
     status = status == STATUS_OK ? sql_get_int(sql, &records, err, "SELECT count(*) FROM images WHERE fingerprint = ?1", "s", in->image->fingerprint) : status;
     in->last = records == 1;

@@ -26,7 +26,7 @@ int images_synchronize(struct daemon *daemon, struct error *err);
 /* The project whose images a project uses (features.images = false: those of default). */
 int image_project(struct sql *sql, const char *project, int64_t *id, struct error *err);
 /* By fingerprint or unambiguous prefix; STATUS_NOT_FOUND `Image not found`. */
-int image_find(struct sql *sql, int64_t project, const char *prefix, bool public_only, int64_t *id, struct error *err);
+int image_row_find(struct sql *sql, int64_t project, const char *prefix, bool public_only, int64_t *id, struct error *err);
 int image_load(struct sql *sql, int64_t id, Covey__V1__Image **image, struct arena *arena, struct error *err);
 int image_properties_check(const char *key, const char *value, struct error *err);
 /* Sets one property, "" or NULL removes. */

@@ -23,7 +23,7 @@ int image_project(struct sql *sql, const char *project, int64_t *id, struct erro
     return status;
 }
 
-int image_find(struct sql *sql, int64_t project, const char *prefix, bool public_only, int64_t *id, struct error *err)
+int image_row_find(struct sql *sql, int64_t project, const char *prefix, bool public_only, int64_t *id, struct error *err)
 {
     size_t len = strlen(prefix), found = 0;
     bool exact = false;

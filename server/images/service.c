@@ -72,7 +72,7 @@ static int read_one(struct sql *sql, void *ud, struct error *err)
     int64_t project = 0, id = 0;
     int status = image_project(sql, in->project, &project, err);
     in->images = arena_alloc(in->arena, sizeof *in->images);
-    status = status == STATUS_OK ? image_find(sql, project, in->prefix, in->public_only, &id, err) : status;
+    status = status == STATUS_OK ? image_row_find(sql, project, in->prefix, in->public_only, &id, err) : status;
     return status == STATUS_OK ? image_load(sql, id, &in->images[0], in->arena, err) : status;
 }
 
@@ -199,7 +199,7 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
     int64_t project = 0, id = 0;
     Covey__V1__Image *now = NULL;
     int status = image_project(sql, in->project, &project, err);
-    status = status == STATUS_OK ? image_find(sql, project, request->fingerprint, false, &id, err) : status;
+    status = status == STATUS_OK ? image_row_find(sql, project, request->fingerprint, false, &id, err) : status;
     status = status == STATUS_OK ? image_load(sql, id, &now, in->arena, err) : status;
     status = status == STATUS_OK ? etag_check(request->if_match, now->etag, err) : status;
     if (status != STATUS_OK) {
