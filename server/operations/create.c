@@ -148,6 +148,9 @@ int op_create(struct rpc_call *call, const struct op_spec *spec, Covey__V1__Oper
     bool replayed = false;
     status = daemon_write_call(call, "op", insert_row, &create, &uuid, &replayed, err);
     free(create.requestor);
+    if (spec->member != 0) {
+        op->member = spec->member; /* prepare may have chosen it */
+    }
     if (status != STATUS_OK) {
         op__unref(op);
     } else if (replayed) {

@@ -44,7 +44,7 @@ struct op_spec {
     const char *metadata_json;    /* initial metadata, NULL = null */
     const ProtobufCMessage *request; /* what run needs; stored packed */
     /* Runs in the same transaction that inserts the row (reservations, checks); NULL = none. May fail: then there is no operation. The uuid is given
-     * so that rows can name their operation. */
+     * so that rows can name their operation. It may choose the member: by setting `member` of this spec (through ud) and node_id of the row. */
     int (*prepare)(struct sql *sql, void *ud, const char *uuid, struct error *err);
     void *ud;
 };
