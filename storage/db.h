@@ -71,6 +71,10 @@ enum db_consistency {
 typedef int (*db_read_fn)(struct sql *sql, void *ud, struct error *err);
 int db_read(struct db *db, enum db_consistency consistency, db_read_fn fn, void *ud, uint64_t *revision, struct error *err);
 
+/* For callers that proved leadership for the request at hand already (raft_node_confirm_leader after it arrived): linearizable reads of this thread do not ask again
+ * until it is set to false. */
+void db_thread_confirmed(bool confirmed);
+
 /* Digest of the whole state now (all tables, in order), hex; for tests and `covey admin sql`. */
 int db_digest(struct db *db, char out[65], uint64_t *revision, struct error *err);
 /* On the leader: every replica computes its digest at one revision (an entry of its own) and reports it through callbacks.digest. */

@@ -194,6 +194,13 @@ static int read_run(struct db *db, struct reader *reader, db_read_fn fn, void *u
     return status;
 }
 
+static _Thread_local bool thread_confirmed;
+
+void db_thread_confirmed(bool confirmed)
+{
+    thread_confirmed = confirmed;
+}
+
 int db_read(struct db *db, enum db_consistency consistency, db_read_fn fn, void *ud, uint64_t *revision, struct error *err)
 {
     struct reader *reader = NULL;
@@ -208,7 +215,7 @@ int db_read(struct db *db, enum db_consistency consistency, db_read_fn fn, void 
             status = error_not_leader(err, db->leader_id);
         pthread_mutex_unlock(&db->lock);
         /* reader_take looks at `leader` again: confirmed, and everything before its term applied */
-        if (status == STATUS_OK)
+        if (status == STATUS_OK && !thread_confirmed)
             status = db__confirm(db, err);
     }
     if (status == STATUS_OK)

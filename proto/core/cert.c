@@ -192,19 +192,32 @@ int cert_check_pem(const char *pem, char fingerprint[FINGERPRINT_SIZE], char **c
     return status;
 }
 
-int cert_check_dates(const char *pem, struct error *err)
+static int64_t unix_time(const ASN1_TIME *time)
+{
+    struct tm tm;
+    return ASN1_TIME_to_tm(time, &tm) == 1 ? (int64_t)timegm(&tm) : -1;
+}
+
+int cert_dates(const char *pem, int64_t *from, int64_t *until, struct error *err)
 {
     X509 *cert = read_cert(pem);
     if (!cert)
         return error_set(err, STATUS_INVALID_ARGUMENT, "Certificate must be base64 encoded PEM certificate");
-    int from = X509_cmp_current_time(X509_get0_notBefore(cert)), until = X509_cmp_current_time(X509_get0_notAfter(cert));
+    *from = unix_time(X509_get0_notBefore(cert));
+    *until = unix_time(X509_get0_notAfter(cert));
     X509_free(cert);
     ERR_clear_error();
-    if (!from || !until) /* 0 = unreadable */
-        return error_set(err, STATUS_INVALID_ARGUMENT, "certificate has invalid dates");
-    if (from > 0)
+    return *from < 0 || *until < 0 ? error_set(err, STATUS_INVALID_ARGUMENT, "certificate has invalid dates") : STATUS_OK;
+}
+
+int cert_check_dates(const char *pem, struct error *err)
+{
+    int64_t from, until, now = time_unix_ns() / 1000000000;
+    if (cert_dates(pem, &from, &until, err) != STATUS_OK)
+        return STATUS_INVALID_ARGUMENT;
+    if (now < from)
         return error_set(err, STATUS_UNAUTHENTICATED, "certificate is not valid yet");
-    if (until < 0)
+    if (now > until)
         return error_set(err, STATUS_UNAUTHENTICATED, "certificate has expired");
     return STATUS_OK;
 }

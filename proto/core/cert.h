@@ -33,6 +33,8 @@ int cert_fingerprint(const char *pem, char out[FINGERPRINT_SIZE], struct error *
 int cert_from_base64_der(const char *base64, char **pem, char fingerprint[FINGERPRINT_SIZE], char **common_name, struct error *err);
 /* Parses a PEM text fully; gives fingerprint and common name (may be NULL). Rejects text that is not exactly one certificate. */
 int cert_check_pem(const char *pem, char fingerprint[FINGERPRINT_SIZE], char **common_name, struct error *err);
+/* Validity dates, unix seconds. Parses X.509 (about 100 us): not for every call. */
+int cert_dates(const char *pem, int64_t *from, int64_t *until, struct error *err);
 /* STATUS_OK when now lies within the validity dates. */
 int cert_check_dates(const char *pem, struct error *err);
 /* PEM to base64 DER (malloc'ed). */

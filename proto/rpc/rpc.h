@@ -57,6 +57,7 @@ void rpc_call_unref(struct rpc_call *call);
 const struct method *rpc_call_method(const struct rpc_call *call);
 int64_t rpc_call_deadline_left_ms(const struct rpc_call *call); /* INT64_MAX when none */
 bool rpc_call_cancelled(const struct rpc_call *call);
+bool rpc_call_confirmed(const struct rpc_call *call); /* policy.confirm proved leadership after this call arrived */
 /* Runs once, on any thread, when the peer cancelled, the connection broke or the call ended; at once if that has happened. */
 void rpc_call_on_done(struct rpc_call *call, void (*fn)(struct rpc_call *call, void *ud), void *ud);
 
@@ -113,6 +114,9 @@ struct rpc_policy {
      * attempt + 1 and the leader named in `last`. Error ends the call. `request` is the unpacked request, NULL for streams. */
     int (*route)(void *ud, struct rpc_call *call, const ProtobufCMessage *request, unsigned attempt, const struct error *last,
                  struct rpc_channel **channel, struct error *err);
+    /* Reads of the leader (ROUTE_LEADER, not `write`): proves leadership before a worker thread is taken, so that none has to wait for it. False: not now, the
+     * handler confirms by itself. True: done runs once, on any thread; rpc_call_confirmed() then tells the handler's side. Must not block. May be NULL. */
+    bool (*confirm)(void *ud, struct rpc_call *call, void (*done)(struct rpc_call *call, bool confirmed));
     /* Called before a local handler runs (shutdown, not ready, member-only …); non-zero ends the call. May be NULL. */
     int (*admit)(void *ud, struct rpc_call *call, struct error *err);
 };

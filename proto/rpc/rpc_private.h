@@ -78,6 +78,7 @@ struct rpc_call {
     struct arena arena;
     const ProtobufCMessage *request;
     struct task task;
+    bool confirmed; /* by policy.confirm, set before the task is submitted */
     /* server, unary, routed: the search for the leader; only one thread at a time is in it */
     unsigned attempt;
     int64_t route_until_ms;

@@ -200,6 +200,25 @@ static void on_close(struct tag *tag, bool ok)
     call__drop(call);
 }
 
+static void submit_call(struct rpc_call *call, bool confirmed)
+{
+    struct error err = ERROR_INIT;
+
+    call->confirmed = confirmed;
+    call->task.run = run_call;
+    if (pool__submit(rpc__pool_of(call->method), &call->task))
+        return;
+    error_set(&err, STATUS_RESOURCE_EXHAUSTED, "too many calls are waiting");
+    server__fail(call, err.code, &err);
+}
+
+static bool confirms(const struct method *method)
+{
+    return method->route == RPC_ROUTE_LEADER && !method->write && !method->client_streaming && rpc__policy.confirm != NULL && !rpc__is_grpc_service(method);
+}
+
+bool rpc_call_confirmed(const struct rpc_call *call) { return call->confirmed; }
+
 static void accept_call(struct rpc_call *call)
 {
     struct error err = ERROR_INIT;
@@ -216,13 +235,10 @@ static void accept_call(struct rpc_call *call)
         error_set(&err, STATUS_UNIMPLEMENTED, "not implemented");
     else if (caller__build(call, &err) == STATUS_OK && !caller__may(call))
         error_set(&err, STATUS_PERMISSION_DENIED, "not authorized");
-    if (err.code == STATUS_OK) {
-        call->task.run = run_call;
-        if (pool__submit(rpc__pool_of(call->method), &call->task))
-            return;
-        error_set(&err, STATUS_RESOURCE_EXHAUSTED, "too many calls are waiting");
-    }
-    server__fail(call, err.code, &err);
+    if (err.code != STATUS_OK)
+        server__fail(call, err.code, &err);
+    else if (!confirms(call->method) || !rpc__policy.confirm(rpc__policy.ud, call, submit_call))
+        submit_call(call, false);
 }
 
 static void on_new_call(struct tag *tag, bool ok)

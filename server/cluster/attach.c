@@ -605,8 +605,12 @@ static void report_to(struct daemon *daemon, uint64_t leader)
         }
         pthread_mutex_lock(&attach.lock);
     }
+    bool lost = attach.upstream_lost;
     attach.upstream = NULL;
     pthread_mutex_unlock(&attach.lock);
+    if (lost && rpc_status(call, &err) == STATUS_RESOURCE_EXHAUSTED) {
+        events_gap(); /* the leader does not keep what was missed: watchers end instead of skipping it */
+    }
     rpc_cancel(call);
     rpc_call_unref(call);
 }

@@ -14,6 +14,7 @@
 
 struct trusted {
     const Covey__Internal__V1__ViewCertificate *certificate;
+    int64_t from, until; /* validity, unix seconds; parsed once */
     UT_hash_handle hh;
 };
 
@@ -43,6 +44,9 @@ static struct view_full *view_make(const Covey__Internal__V1__View *message)
     for (size_t i = 0; i < m->n_certificates; i++) {
         struct trusted *entry = &view->entries[i];
         entry->certificate = m->certificates[i];
+        if (cert_dates(entry->certificate->certificate, &entry->from, &entry->until, NULL) != STATUS_OK) {
+            entry->until = -1; /* unreadable: never valid */
+        }
         HASH_ADD_KEYPTR(hh, view->by_fingerprint, entry->certificate->fingerprint, strlen(entry->certificate->fingerprint), entry);
     }
     return view;
@@ -380,7 +384,8 @@ void view_classify(void *ud, struct caller *caller)
     const struct view *view = view_get();
     struct trusted *entry = NULL;
     HASH_FIND_STR(((const struct view_full *)view)->by_fingerprint, caller->fingerprint, entry);
-    if (entry != NULL && (caller->cert_pem == NULL || cert_check_dates(caller->cert_pem, NULL) == STATUS_OK)) {
+    int64_t now = time_unix_ns() / 1000000000;
+    if (entry != NULL && now >= entry->from && now <= entry->until) {
         const Covey__Internal__V1__ViewCertificate *cert = entry->certificate;
         if (cert->type == 2) {
             caller->class = CALLER_MEMBER;

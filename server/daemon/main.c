@@ -175,7 +175,7 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     }
     view_load(daemon);
     struct host_config host = {.state_dir = daemon->dir, .channel = host_channel, .ud = daemon, .status_changed = attach_instance_changed};
-    struct rpc_policy policy = {.ud = daemon, .classify = view_classify, .route = route_call, .admit = admit_call};
+    struct rpc_policy policy = {.ud = daemon, .classify = view_classify, .route = route_call, .confirm = confirm_call, .admit = admit_call};
     status = host_start(&host, &daemon->host, err);
     if (status == STATUS_OK) {
         bind_services(daemon);

@@ -6,6 +6,7 @@
 #include "state.h"
 #include <inttypes.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 static atomic_int phase = DAEMON_STARTING;
@@ -82,9 +83,42 @@ int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request,
     return *channel != NULL ? STATUS_OK : (int)err->code;
 }
 
+struct confirming {
+    struct rpc_call *call;
+    void (*done)(struct rpc_call *call, bool confirmed);
+};
+
+static void on_confirmed(void *ud, int status, const struct error *err)
+{
+    struct confirming confirming = *(struct confirming *)ud;
+    free(ud);
+    confirming.done(confirming.call, status == STATUS_OK);
+}
+
+static int confirm_leader(struct raft_node *raft, void *ud, struct error *err)
+{
+    raft_node_confirm_leader(raft, on_confirmed, ud);
+    return STATUS_OK;
+}
+
+bool confirm_call(void *ud, struct rpc_call *call, void (*done)(struct rpc_call *call, bool confirmed))
+{
+    if (!daemon_leads(ud)) {
+        return false;
+    }
+    struct confirming *confirming = xmalloc(sizeof *confirming);
+    *confirming = (struct confirming){call, done};
+    if (state_with_raft(ud, confirm_leader, confirming, NULL) != STATUS_OK) {
+        free(confirming);
+        return false;
+    }
+    return true;
+}
+
 int admit_call(void *ud, struct rpc_call *call, struct error *err)
 {
     const struct method *method = rpc_call_method(call);
+    db_thread_confirmed(rpc_call_confirmed(call));
     if (strncmp(method->service, "covey.v1.", 9) != 0) {
         return STATUS_OK;
     }
