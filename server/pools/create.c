@@ -202,7 +202,13 @@ static int forget_write(struct sql *sql, void *ud, struct buf *result, struct er
 static int unmake_on_member(struct pool_task *task, struct arena *arena, struct error *err)
 {
     ProtobufCMessage *response = NULL;
-    return agent_call(the_daemon, task->member, "DeletePool", &task->spec.base, &response, arena, POOL_AGENT_TIMEOUT_MS, err);
+    int status = agent_call(the_daemon, task->member, "DeletePool", &task->spec.base, &response, arena, POOL_AGENT_TIMEOUT_MS, err);
+    bool refused = status == STATUS_FAILED_PRECONDITION || status == STATUS_INVALID_ARGUMENT || status == STATUS_UNIMPLEMENTED;
+    if (!task->made && refused) { /* never made there, and its host could not have: e.g. a driver that it lacks */
+        log_info("pool.unmake", "name=%s member=%s text=\"%s\"", task->spec.name, task->name, err->text);
+        return STATUS_OK;
+    }
+    return status;
 }
 
 /* A pool of one call that failed: as before. What is on the disk goes first, so that nothing is forgotten that is there. */

@@ -35,6 +35,7 @@ int pool_used_by(struct sql *sql, const struct pool_row *row, int64_t member, co
 struct pool_task {
     uint64_t member;
     char *name; /* of the member, for errors */
+    bool made;  /* recorded as made there */
     Covey__Internal__V1__PoolSpec spec;
     int status;
     struct error err;

@@ -144,7 +144,7 @@ int pool_tasks_load(struct sql *sql, const struct pool_row *row, int64_t state, 
     *tasks = arena_alloc(arena, POOL_MEMBERS_MAX * sizeof **tasks);
     *count = 0;
     struct sql_stmt *s = sql_query(sql,
-        "SELECT nodes.id, nodes.name FROM storage_pools_nodes JOIN nodes ON nodes.id = node_id WHERE storage_pool_id = ?1 AND (?2 < 0 OR storage_pools_nodes.state = ?2)"
+        "SELECT nodes.id, nodes.name, storage_pools_nodes.state FROM storage_pools_nodes JOIN nodes ON nodes.id = node_id WHERE storage_pool_id = ?1 AND (?2 < 0 OR storage_pools_nodes.state = ?2)"
         " ORDER BY nodes.id", "ii", row->id, state);
     int status = STATUS_OK;
     while (status == STATUS_OK && sql_next(s)) {
@@ -155,6 +155,7 @@ int pool_tasks_load(struct sql *sql, const struct pool_row *row, int64_t state, 
         struct pool_task *task = &(*tasks)[(*count)++];
         task->member = (uint64_t)sql_int(s, 0);
         task->name = arena_strdup(arena, sql_text(s, 1));
+        task->made = sql_int(s, 2) == POOL_CREATED;
     }
     int done = sql_done(s, status == STATUS_OK ? err : NULL);
     status = status == STATUS_OK ? done : status;
