@@ -327,7 +327,7 @@ static int read_holders(struct sql *sql, void *ud, struct error *err)
     struct holders *in = ud;
     in->count = 0;
     struct sql_stmt *s = sql_query(sql, "SELECT DISTINCT nodes.id, nodes.address FROM images_nodes JOIN images ON images.id = image_id JOIN nodes ON nodes.id = node_id"
-                                        " WHERE fingerprint = ?1 ORDER BY nodes.id", "s", in->fingerprint);
+                                        " WHERE images.fingerprint = ?1 ORDER BY nodes.id", "s", in->fingerprint);
     while (sql_next(s)) {
         if ((uint64_t)sql_int(s, 0) == in->instance->member) {
             in->here = true;
