@@ -30,7 +30,7 @@ static int read_holders(struct sql *sql, void *ud, struct error *err)
     struct holders *in = ud;
     in->count = 0;
     int status = sql_get_int(sql, &in->records, err, "SELECT count(*) FROM images WHERE fingerprint = ?1", "s", in->fingerprint);
-    struct sql_stmt *s = sql_query(sql, "SELECT DISTINCT node_id FROM images_nodes JOIN images ON images.id = image_id WHERE fingerprint = ?1 ORDER BY 1", "s", in->fingerprint);
+    struct sql_stmt *s = sql_query(sql, "SELECT DISTINCT node_id FROM images_nodes JOIN images ON images.id = image_id WHERE images.fingerprint = ?1 ORDER BY 1", "s", in->fingerprint);
     while (status == STATUS_OK && sql_next(s)) {
         if (in->count == IMAGE_HOLDERS_MAX) {
             status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d members hold an image", IMAGE_HOLDERS_MAX);
@@ -73,7 +73,7 @@ static int hold_write(struct sql *sql, void *ud, struct buf *result, struct erro
         return error_set(err, STATUS_NOT_FOUND, "Image not found");
     }
     return status == STATUS_OK ? sql_exec(sql, err,
-                                     "INSERT OR IGNORE INTO images_nodes (image_id, node_id) SELECT images.id, nodes.id FROM images, nodes WHERE fingerprint = ?1 AND nodes.id = ?2",
+                                     "INSERT OR IGNORE INTO images_nodes (image_id, node_id) SELECT images.id, nodes.id FROM images, nodes WHERE images.fingerprint = ?1 AND nodes.id = ?2",
                                      "si", in->fingerprint, in->member)
                                : status;
 }
@@ -251,7 +251,7 @@ static int record_write(struct sql *sql, void *ud, struct buf *result, struct er
     /* Files are shared by projects: who holds one holds it for this record, too. */
     return status == STATUS_OK ? sql_exec(sql, err,
                                      "INSERT OR IGNORE INTO images_nodes (image_id, node_id) SELECT i.id, n.id FROM images AS i, nodes AS n WHERE i.fingerprint = ?1 AND"
-                                     " (n.id = ?2 OR n.id IN (SELECT node_id FROM images_nodes JOIN images ON images.id = image_id WHERE fingerprint = ?1))",
+                                     " (n.id = ?2 OR n.id IN (SELECT node_id FROM images_nodes JOIN images ON images.id = image_id WHERE images.fingerprint = ?1))",
                                      "si", request->fingerprint, request->member)
                                : status;
 }
