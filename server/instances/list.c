@@ -2,6 +2,7 @@
  * instances' state only. Handlers run on the leader, on worker threads. */
 #include "instance.h"
 
+#include "filter.h"
 #include "server/cluster/cluster.h"
 #include "server/daemon/etag.h"
 #include <pthread.h>
@@ -224,6 +225,31 @@ static Covey__V1__Instance **render_all(struct instance *const *list, size_t cou
     return out;
 }
 
+/* Keeps what matches; the objects are those of recursion 1. */
+static int apply_filter(const char *text, struct instance **list, size_t *count, struct arena *arena, struct error *err)
+{
+    struct filter *filter = NULL;
+    int status = filter_parse(text, &filter, err);
+    if (status != STATUS_OK) {
+        return status;
+    }
+    Covey__V1__Instance **objects = render_all(list, *count, false, arena);
+    size_t kept = 0;
+    for (size_t i = 0; i < *count; i++) {
+        struct buf json = {0};
+        codec_to_json(&objects[i]->base, &json);
+        json_t *object = json_loads(json.data, 0, NULL);
+        if (filter_match(filter, object)) {
+            list[kept++] = list[i];
+        }
+        json_decref(object);
+        buf_free(&json);
+    }
+    *count = kept;
+    filter_free(filter);
+    return STATUS_OK;
+}
+
 /* ---- handlers ---- */
 
 struct listing {
@@ -247,13 +273,10 @@ int list_instances(struct rpc_call *call, const ProtobufCMessage *message, Proto
     if (request->all_projects && !str_empty(request->project)) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Cannot specify a project when requesting all projects");
     }
-    if (!str_empty(request->filter)) {
-        return error_set(err, STATUS_UNIMPLEMENTED, "not implemented: filter");
-    }
     if (!str_empty(request->instance_type) && strcmp(request->instance_type, "container") != 0 && strcmp(request->instance_type, "virtual-machine") != 0) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid instance type");
     }
-    struct listing in = {.arena = arena, .specs = request->recursion > 0};
+    struct listing in = {.arena = arena, .specs = request->recursion > 0 || !str_empty(request->filter)};
     in.filter.project = request->all_projects ? NULL : project_or_default(request->project);
     if (in.filter.project != NULL && instance_allowed(call, in.filter.project, err) != STATUS_OK) {
         return err->code;
@@ -275,6 +298,9 @@ int list_instances(struct rpc_call *call, const ProtobufCMessage *message, Proto
         if (!leftover && caller_sees(rpc_caller(call), in.items[i].project)) {
             shown[count++] = &in.items[i];
         }
+    }
+    if (!str_empty(request->filter) && (status = apply_filter(request->filter, shown, &count, arena, err)) != STATUS_OK) {
+        return status;
     }
     if (request->recursion > 0) {
         out->instances = render_all(shown, count, request->recursion > 1, arena);

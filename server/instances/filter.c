@@ -1,0 +1,171 @@
+/* Filters: `[not] FIELD eq|ne VALUE`, joined by and/or, strictly from left to right. Pure; thread: any. */
+#include "filter.h"
+
+#include "proto/core/core.h"
+#include <ctype.h>
+#include <regex.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+struct clause {
+    bool or_before, not, ne;
+    char *field, *value;
+    regex_t regex;
+    bool has_regex;
+};
+struct filter {
+    struct clause clauses[FILTER_CLAUSES_MAX];
+    size_t count;
+};
+
+/* The next token, malloc'ed; NULL at the end. *bad: a quote that is not closed. */
+static char *next_token(const char **at, bool *bad)
+{
+    const char *p = *at;
+    while (isspace((unsigned char)*p)) {
+        p++;
+    }
+    if (*p == '\0') {
+        *at = p;
+        return NULL;
+    }
+    const char *from = p, *end;
+    if (*p == '"') {
+        from = p + 1;
+        end = strchr(from, '"');
+        *bad = end == NULL;
+        end = end != NULL ? end : from + strlen(from);
+        p = *end == '"' ? end + 1 : end;
+    } else {
+        while (*p != '\0' && !isspace((unsigned char)*p)) {
+            p++;
+        }
+        end = p;
+    }
+    char *token = xmalloc((size_t)(end - from) + 1);
+    memcpy(token, from, (size_t)(end - from));
+    token[end - from] = '\0';
+    *at = p;
+    return token;
+}
+
+static void compile(struct clause *clause)
+{
+    bool anchored = strpbrk(clause->value, "^$") != NULL;
+    char *pattern = anchored ? xstrdup(clause->value) : xasprintf("^(%s)$", clause->value);
+    clause->has_regex = regcomp(&clause->regex, pattern, REG_EXTENDED | REG_ICASE | REG_NOSUB) == 0;
+    free(pattern);
+}
+
+static const char *parse_clause(struct clause *clause, const char **at)
+{
+    bool bad = false;
+    char *word = next_token(at, &bad), *operation = NULL;
+    if (word != NULL && strcasecmp(word, "not") == 0) {
+        clause->not = true;
+        free(word);
+        word = next_token(at, &bad);
+    }
+    clause->field = word;
+    operation = next_token(at, &bad);
+    clause->value = next_token(at, &bad);
+    const char *why = clause->field == NULL ? "missing field" : operation == NULL ? "missing operator" : clause->value == NULL ? "missing value" : NULL;
+    if (why == NULL && strcmp(operation, "eq") != 0 && strcmp(operation, "ne") != 0) {
+        why = "unknown operator";
+    }
+    why = why == NULL && bad ? "unterminated quote" : why;
+    clause->ne = why == NULL && strcmp(operation, "ne") == 0;
+    free(operation);
+    if (why == NULL) {
+        compile(clause);
+    }
+    return why;
+}
+
+int filter_parse(const char *text, struct filter **out, struct error *err)
+{
+    struct filter *filter = xcalloc(1, sizeof *filter);
+    const char *at = text, *why = strlen(text) > FILTER_BYTES_MAX ? "too long" : NULL;
+    *out = NULL;
+    while (why == NULL) {
+        struct clause *clause = &filter->clauses[filter->count];
+        bool bad = false, or_next = false;
+        if (filter->count > 0) {
+            char *join = next_token(&at, &bad);
+            if (join == NULL) {
+                break;
+            }
+            or_next = strcmp(join, "or") == 0;
+            why = or_next || strcmp(join, "and") == 0 ? NULL : "expected \"and\" or \"or\"";
+            free(join);
+        }
+        if (why == NULL && filter->count == FILTER_CLAUSES_MAX) {
+            why = "too many clauses";
+        }
+        if (why == NULL) {
+            filter->count++;
+            clause->or_before = or_next;
+            why = parse_clause(clause, &at);
+        }
+    }
+    if (why != NULL) {
+        filter_free(filter);
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid filter: %s", why);
+    }
+    *out = filter;
+    return STATUS_OK;
+}
+
+/* A dotted path; where an object has the whole rest as one key, that counts (maps). */
+static const json_t *lookup(const json_t *object, const char *path)
+{
+    const json_t *whole = json_object_get(object, path);
+    const char *dot = strchr(path, '.');
+    if (whole != NULL || dot == NULL) {
+        return whole;
+    }
+    char *head = xstrdup(path);
+    head[dot - path] = '\0';
+    const json_t *inner = json_object_get(object, head);
+    free(head);
+    return inner != NULL ? lookup(inner, dot + 1) : NULL;
+}
+
+static bool clause_match(const struct clause *clause, const json_t *object)
+{
+    const json_t *value = lookup(object, clause->field);
+    bool equal = false;
+    if (json_is_string(value)) {
+        equal = clause->has_regex ? regexec(&clause->regex, json_string_value(value), 0, NULL, 0) == 0 : strcasecmp(json_string_value(value), clause->value) == 0;
+    } else if (value != NULL) {
+        char *literal = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+        equal = literal != NULL && strcmp(literal, clause->value) == 0;
+        free(literal);
+    } else {
+        equal = clause->value[0] == '\0';
+    }
+    return (clause->ne ? !equal : equal) != clause->not;
+}
+
+bool filter_match(const struct filter *filter, const json_t *object)
+{
+    bool result = true;
+    for (size_t i = 0; i < filter->count; i++) {
+        bool one = clause_match(&filter->clauses[i], object);
+        result = i == 0 ? one : filter->clauses[i].or_before ? result || one : result && one;
+    }
+    return result;
+}
+
+void filter_free(struct filter *filter)
+{
+    for (size_t i = 0; filter != NULL && i < filter->count; i++) {
+        free(filter->clauses[i].field);
+        free(filter->clauses[i].value);
+        if (filter->clauses[i].has_regex) {
+            regfree(&filter->clauses[i].regex);
+        }
+    }
+    free(filter);
+}
