@@ -51,10 +51,25 @@ int run_admin_waitready(struct cli *cli, struct error *err)
 }
 
 /* Gone = the process has ended (or never was ours to see: then the socket refuses). */
+/* A process that its parent has not waited for yet has ended all the same. */
+static bool process_ended(pid_t pid)
+{
+    char path[64], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return kill(pid, 0) < 0 && errno == ESRCH;
+    size_t n = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[n] = '\0';
+    const char *name_end = strrchr(text, ')'); /* "pid (name) state …" */
+    return name_end != NULL && (name_end[2] == 'Z' || name_end[2] == 'X');
+}
+
 static bool daemon_gone(struct cli *cli, pid_t pid)
 {
     if (pid > 0)
-        return kill(pid, 0) < 0 && errno == ESRCH;
+        return process_ended(pid);
     struct covey_client *client;
     if (client_connect_local(cli_state_dir(cli), &client, NULL))
         return true;

@@ -254,8 +254,9 @@ bool caller__may(const struct rpc_call *call)
     case RPC_ACCESS_ADMIN:
         return caller->class == CALLER_LOCAL_ADMIN || caller->class == CALLER_MEMBER || (caller->class == CALLER_CLIENT && !caller->restricted);
     case RPC_ACCESS_MEMBER:
-        /* The peer itself counts: a member may act for a client here, the gateway never may. */
-        return call->peer_member || (call->from_unix && !call->claimed);
+        /* The peer itself counts: a member may act for a client here (it names the caller's class), the daemon towards itself as well; the gateway,
+         * which names a protocol only, never may. */
+        return call->peer_member || (call->from_unix && (!call->claimed || md_has(&call->metadata, "covey-caller-class")));
     case RPC_ACCESS_CLOSED:
         break;
     }

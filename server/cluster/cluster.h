@@ -4,6 +4,7 @@
 #ifndef COVEY_SERVER_CLUSTER_H
 #define COVEY_SERVER_CLUSTER_H
 
+#include "covey/v1/cluster.pb-c.h"
 #include "covey/v1/operation.pb-c.h"
 #include "server/daemon/daemon.h"
 
@@ -84,6 +85,8 @@ const char *architecture_name(int id);
 /* ---- membership.c (leader's side of joining), join.c (the joiner's), service.c (covey.v1.Cluster) ---- */
 void membership_bind(void);
 void cluster_service_bind(void);
+/* update.c: `now` is the member as the caller sees it. */
+int member_update(struct rpc_call *call, const ProtobufCMessage *request, const Covey__V1__Member *now, struct error *err);
 /* At start: goes on with a join that was interrupted. */
 /* Writes this member's place to local.db; name NULL = standalone. */
 int cluster_local_state(struct daemon *daemon, const char *name, const char *cluster_id, uint64_t epoch, uint64_t id, struct error *err);

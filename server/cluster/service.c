@@ -237,6 +237,20 @@ static int get_member(struct rpc_call *call, const ProtobufCMessage *message, Pr
     return status;
 }
 
+static int update_member(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    const Covey__V1__UpdateMemberRequest *request = (const Covey__V1__UpdateMemberRequest *)message;
+    struct list list = {.arena = rpc_arena(call), .only = request->name};
+    if (need_cluster(err) != STATUS_OK) {
+        return err->code;
+    }
+    int status = daemon_read(the_daemon, DB_LINEARIZABLE, read_members, &list, NULL, err);
+    if (status == STATUS_OK && list.count == 0) {
+        status = error_set(err, STATUS_NOT_FOUND, "Cluster member not found");
+    }
+    return status == STATUS_OK ? member_update(call, message, list.members[0], err) : status;
+}
+
 /* ---- join tokens ---- */
 
 static const struct op_kind token_kind = {.type = 3, .description = "Executing operation", .class = OP_TOKEN, .may_cancel = true};
@@ -319,7 +333,7 @@ static int create_token(struct rpc_call *call, const ProtobufCMessage *message, 
 
 static const struct rpc_binding bindings[] = {
     {"GetCluster", get_cluster},   {"UpdateCluster", update_cluster},  {"ListMembers", list_members},
-    {"GetMember", get_member},     {"CreateJoinToken", create_token},
+    {"GetMember", get_member},     {"CreateJoinToken", create_token}, {"UpdateMember", update_member},
 };
 
 void cluster_service_bind(void)

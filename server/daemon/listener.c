@@ -4,6 +4,7 @@
  * to the gateway or piped to the gRPC server's socket. Pipes copy with a bounded buffer in each direction. */
 #include "listener.h"
 
+#include "client_hello.h"
 #include "server/config/keys.h"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,8 +24,6 @@
 #include <utlist.h>
 
 enum {
-    HELLO_HEADER = 5,
-    HELLO_MAX = 16384 + HELLO_HEADER, /* one TLS record */
     PIPE_BYTES = 64 * 1024,
     EVENTS = 64,
     BIND_TRIES = 10, /* over one second (spec/cluster.md 1.5) */
@@ -78,68 +77,6 @@ static struct {
     unsigned hello_count, pipe_count;
     struct pipe_pair *pipes;
 } listener = {.lock = PTHREAD_MUTEX_INITIALIZER, .epoll = -1, .gateway = -1};
-
-/* ---- ClientHello ---- */
-
-static unsigned get16(const uint8_t *p)
-{
-    return (unsigned)p[0] << 8 | p[1];
-}
-
-/* Whether the ALPN list (its 2-byte length first) offers h2 but not http/1.1. */
-static bool alpn_is_grpc(const uint8_t *p, size_t len)
-{
-    bool h2 = false, http1 = false;
-    size_t at = 2;
-    while (at < len) {
-        size_t n = p[at];
-        if (at + 1 + n > len) {
-            return false;
-        }
-        h2 = h2 || (n == 2 && memcmp(p + at + 1, "h2", 2) == 0);
-        http1 = http1 || (n == 8 && memcmp(p + at + 1, "http/1.1", 8) == 0);
-        at += 1 + n;
-    }
-    return h2 && !http1;
-}
-
-/* p: the whole first TLS record. Anything that is not a well-formed ClientHello counts as REST: the gateway's TLS refuses it. */
-static bool hello_is_grpc(const uint8_t *p, size_t len)
-{
-    enum { ALPN = 16 };
-    size_t at = HELLO_HEADER + 4 + 2 + 32; /* record, handshake header, version, random */
-    if (len < at + 1 || p[0] != 22 || p[HELLO_HEADER] != 1) {
-        return false;
-    }
-    at += 1u + p[at]; /* session id */
-    if (at + 2 > len) {
-        return false;
-    }
-    at += 2u + get16(p + at); /* cipher suites */
-    if (at + 1 > len) {
-        return false;
-    }
-    at += 1u + p[at]; /* compression */
-    if (at + 2 > len) {
-        return false;
-    }
-    size_t end = at + 2 + get16(p + at);
-    at += 2;
-    end = end < len ? end : len;
-    while (at + 4 <= end) {
-        unsigned type = get16(p + at);
-        size_t n = get16(p + at + 2);
-        at += 4;
-        if (at + n > end) {
-            return false;
-        }
-        if (type == ALPN && n >= 2) {
-            return alpn_is_grpc(p + at, n);
-        }
-        at += n;
-    }
-    return false;
-}
 
 /* ---- epoll helpers ---- */
 
@@ -316,7 +253,7 @@ static void hello_end(struct hello *hello)
 
 static void hello_run(struct hello *hello)
 {
-    static uint8_t data[HELLO_MAX]; /* this thread only */
+    static uint8_t data[CLIENT_HELLO_BYTES_MAX]; /* this thread only */
     int fd = hello->watched.fd, one = 1;
     ssize_t n = recv(fd, data, sizeof data, MSG_PEEK | MSG_DONTWAIT);
     if (n <= 0) {
@@ -326,15 +263,15 @@ static void hello_run(struct hello *hello)
         }
         return;
     }
-    size_t need = n >= HELLO_HEADER && data[0] == 22 ? HELLO_HEADER + (size_t)get16(data + 3) : HELLO_HEADER;
-    if (data[0] == 22 && (size_t)n < need && need <= HELLO_MAX) {
-        int low = (int)need;
+    size_t wanted = client_hello_wanted(data, (size_t)n);
+    if (wanted > (size_t)n) {
+        int low = (int)wanted;
         setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof low);
         return;
     }
     char peer[sizeof hello->peer];
     memcpy(peer, hello->peer, sizeof peer);
-    bool grpc = hello_is_grpc(data, (size_t)n < need ? (size_t)n : need);
+    bool grpc = client_hello_is_grpc(data, (size_t)n);
     hello_end(hello);
     setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
     if (grpc) {

@@ -117,7 +117,6 @@ static void bind_services(struct daemon *daemon)
     pools_bind();
     images_bind();
     instances_bind();
-    attach_init(daemon);
 }
 
 static struct rpc_server *grpc_local, *grpc_tls;
@@ -176,6 +175,7 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     view_load(daemon);
     struct host_config host = {.state_dir = daemon->dir, .channel = host_channel, .ud = daemon, .status_changed = attach_instance_changed};
     struct rpc_policy policy = {.ud = daemon, .classify = view_classify, .route = route_call, .confirm = confirm_call, .admit = admit_call};
+    attach_init(daemon); /* the host reports statuses from its start on */
     status = host_start(&host, &daemon->host, err);
     if (status == STATUS_OK) {
         bind_services(daemon);

@@ -729,6 +729,7 @@ int exec__handle(struct rpc_call *call, const ProtobufCMessage *message, Protobu
         exec__unref(mine);
         return s ? join(s, call, response) : rc;
     }
+    stream__offer(host, request->operation);
     rc = host__thread(host, session_run, mine, err);
     if (rc) { /* nobody runs it: its result is the failure */
         snprintf(mine->error, sizeof(mine->error), "%s", err->text);

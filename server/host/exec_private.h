@@ -19,6 +19,7 @@ struct exec_link {
     int stream;                           /* valid once session is set */
     struct exec_session *_Atomic session; /* set once, at the first frame; holds a reference */
     int64_t since_ms;
+    char *operation, *secret; /* of a first frame that came before its session; host->lock while the link is on the list */
 };
 
 struct exec_stream { /* session->lock */
@@ -65,5 +66,7 @@ int stream__send(struct exec_session *session, int stream, const void *data, siz
 void stream__finish_all(struct exec_session *session);
 void stream__resume(struct exec_session *session, int stream);
 void stream__tick(struct host *host, bool all);
+/* A session exists now: streams that came before it (a client may be quicker than the leader) are attached. */
+void stream__offer(struct host *host, const char *operation);
 
 #endif

@@ -14,6 +14,8 @@ static void link_unref(struct exec_link *link)
     rpc_call_unref(link->call);
     if (link->session)
         exec__unref(link->session);
+    free(link->operation);
+    free(link->secret);
     free(link);
 }
 
@@ -49,37 +51,79 @@ static void refuse(struct exec_link *link, enum status code, const char *text)
     rpc_finish(link->call, NULL, code, &err);
 }
 
-/* The first frame: which session and stream. */
-static void attach(struct exec_link *link, const Covey__V1__StreamFrame *frame)
+/* Gives the link to the session's stream with this secret, once. Takes the session's reference. */
+static bool attach_to(struct exec_link *link, struct exec_session *session, const char *secret)
 {
-    if (!attempt_end(link))
-        return; /* it came too late and is being refused */
-    struct exec_session *session = exec__find(link->host, frame->id);
     int stream = -1;
-    if (session) {
-        pthread_mutex_lock(&session->lock);
-        for (int i = 0; i < EXEC_STREAMS && !str_empty(frame->secret) && !session->finished; i++)
-            if (session->streams[i].secret && !session->streams[i].used && same_secret(session->streams[i].secret, frame->secret))
-                stream = i;
-        if (stream >= 0) {
-            session->streams[stream].used = true;
-            session->streams[stream].link = link; /* the attempt's reference goes over */
-            link->stream = stream;
-            link->session = session; /* so does exec__find's */
-            Covey__V1__StreamFrame hello = COVEY__V1__STREAM_FRAME__INIT;
-            if (rpc_try_send(link->call, &hello.base, NULL))
-                session->streams[stream].lost = true;
-            pthread_cond_broadcast(&session->changed);
-        }
-        pthread_mutex_unlock(&session->lock);
-        exec__ring(session);
+    pthread_mutex_lock(&session->lock);
+    for (int i = 0; i < EXEC_STREAMS && !str_empty(secret) && !session->finished; i++)
+        if (session->streams[i].secret && !session->streams[i].used && same_secret(session->streams[i].secret, secret))
+            stream = i;
+    if (stream >= 0) {
+        session->streams[stream].used = true;
+        session->streams[stream].link = link; /* the attempt's reference goes over */
+        link->stream = stream;
+        link->session = session; /* so does exec__find's */
+        Covey__V1__StreamFrame hello = COVEY__V1__STREAM_FRAME__INIT;
+        if (rpc_try_send(link->call, &hello.base, NULL))
+            session->streams[stream].lost = true;
+        pthread_cond_broadcast(&session->changed);
     }
+    pthread_mutex_unlock(&session->lock);
+    exec__ring(session);
     if (stream >= 0)
-        return;
-    if (session)
-        exec__unref(session);
+        return true;
+    exec__unref(session);
     refuse(link, STATUS_PERMISSION_DENIED, "not authorized");
     link_unref(link);
+    return false;
+}
+
+/* The first frame: which session and stream. Whether reading may go on. */
+static bool attach(struct exec_link *link, const Covey__V1__StreamFrame *frame)
+{
+    struct host *host = link->host;
+    if (!attempt_end(link))
+        return false; /* it came too late and is being refused */
+    struct exec_session *session = exec__find(host, frame->id);
+    if (session)
+        return attach_to(link, session, frame->secret);
+    pthread_mutex_lock(&host->lock);
+    link->operation = xstrdup(frame->id);
+    link->secret = xstrdup(frame->secret);
+    link->since_ms = time_mono_ms();
+    link->next = (struct exec_link *)host->attempts;
+    host->attempts = (struct exec_attempt *)link;
+    pthread_mutex_unlock(&host->lock);
+    stream__offer(host, frame->id); /* it may have been made just now */
+    return false;                   /* stream__offer resumes */
+}
+
+void stream__offer(struct host *host, const char *operation)
+{
+    for (;;) {
+        struct exec_link *link = NULL;
+        struct exec_session *session = exec__find(host, operation);
+        if (!session)
+            return;
+        pthread_mutex_lock(&host->lock);
+        for (struct exec_link **at = (struct exec_link **)&host->attempts; *at && !link; at = *at ? &(*at)->next : at) {
+            if (!(*at)->operation || strcmp((*at)->operation, operation) != 0)
+                continue;
+            link = *at;
+            *at = link->next;
+            break;
+        }
+        pthread_mutex_unlock(&host->lock);
+        if (!link) {
+            exec__unref(session);
+            return;
+        }
+        atomic_fetch_add(&link->refs, 1);
+        if (attach_to(link, session, link->secret))
+            rpc_read_resume(link->call);
+        link_unref(link);
+    }
 }
 
 /* One JSON command of the control stream; what is not understood is dropped, as the stream has no way to answer. */
@@ -147,10 +191,8 @@ static bool on_message(struct rpc_call *call, const ProtobufCMessage *message, v
         return false;
     }
     const Covey__V1__StreamFrame *frame = (const void *)message;
-    if (!link->session) {
-        attach(link, frame);
-        return true;
-    }
+    if (!link->session)
+        return attach(link, frame);
     return take_frame(link, frame);
 }
 
@@ -243,7 +285,7 @@ void stream__tick(struct host *host, bool all)
         int64_t now = time_mono_ms();
         pthread_mutex_lock(&host->lock);
         for (struct exec_link **at = (struct exec_link **)&host->attempts; *at && !late; at = *at ? &(*at)->next : at) {
-            if (!all && now - (*at)->since_ms < EXEC_FIRST_FRAME_MS)
+            if (!all && now - (*at)->since_ms < ((*at)->operation ? EXEC_EARLY_STREAM_MS : EXEC_FIRST_FRAME_MS))
                 continue;
             late = *at;
             *at = late->next;
@@ -252,7 +294,10 @@ void stream__tick(struct host *host, bool all)
         pthread_mutex_unlock(&host->lock);
         if (!late)
             return;
-        refuse(late, STATUS_DEADLINE_EXCEEDED, "The stream did not say what it belongs to in time");
+        if (late->operation)
+            refuse(late, STATUS_PERMISSION_DENIED, "not authorized"); /* no such session */
+        else
+            refuse(late, STATUS_DEADLINE_EXCEEDED, "The stream did not say what it belongs to in time");
         link_unref(late);
     }
 }

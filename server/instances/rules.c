@@ -165,7 +165,10 @@ int object_name_check(const char *what, const char *name, struct error *err)
     if (name[0] == '\0') {
         return error_set(err, STATUS_INVALID_ARGUMENT, "No name provided");
     }
-    if (strchr(name, '/') != NULL || strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || strlen(name) > 128) {
+    if (strchr(name, '/') != NULL) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "%c%s names may not contain slashes", toupper((unsigned char)what[0]), what + 1);
+    }
+    if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || strlen(name) > 128) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid %s name \"%.128s\"", what, name);
     }
     return STATUS_OK;

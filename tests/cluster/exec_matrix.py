@@ -104,11 +104,8 @@ def exec_matrix():
     # Detached and recorded.
     done = cluster[1].rest.post("/1.0/instances/c1/exec", {"command": ["sh", "-c", "exit 4"], "wait-for-websocket": False})
     assert done["metadata"]["return"] == 4, done
-    done = cluster[3].rest.post("/1.0/instances/c1/exec", {"command": ["sh", "-c", "echo out; echo err >&2; exit 5"],
-                                                          "wait-for-websocket": False, "record-output": True})
-    assert done["metadata"]["return"] == 5, done
-    assert cluster[1].rest.request("GET", done["metadata"]["output"]["1"]).body == b"out\n"
-    assert cluster[1].rest.request("GET", done["metadata"]["output"]["2"]).body == b"err\n"
+    refused(501, "not implemented", cluster[3].rest.post, "/1.0/instances/c1/exec",
+            {"command": ["true"], "wait-for-websocket": False, "record-output": True})
     # Nothing of all this still runs in the container.
     _, out, _ = execute(cluster[1].rest, "c1", ["ps"])
     assert b"sleep" not in out, out

@@ -14,7 +14,7 @@ def idle_heartbeat_offline():
     first.rest.patch("/1.0", {"config": {"cluster.offline_threshold": str(THRESHOLD_SECONDS)}})
     wait_until(lambda: list(cluster.roles().values()).count("voter") == 3, 30, "three voters")
     if not peer_is_lxd():
-        time.sleep(3)  # let the joins' own work end
+        time.sleep(8)  # let the joins' own work end: finished operations are removed after five seconds
         before = first.status(digest=False)["last_index"]
         time.sleep(5)  # the measured span
         after = first.status(digest=False)["last_index"]

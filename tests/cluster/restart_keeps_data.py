@@ -5,7 +5,6 @@ from harness import Cluster, client_certificate, certificate_body, main, test, w
 def write(cluster, mark):
     member = cluster.running()[0]
     member.rest.post("/1.0/profiles", {"name": f"profile-{mark}", "config": {"user.mark": mark}})
-    member.rest.post("/1.0/projects", {"name": f"project-{mark}"})
     member.rest.patch("/1.0", {"config": {f"user.{mark}": mark}})
 
 
@@ -13,7 +12,6 @@ def check(cluster, marks):
     for member in cluster.running():
         for mark in marks:
             assert member.rest.get(f"/1.0/profiles/profile-{mark}")["config"]["user.mark"] == mark
-            assert f"/1.0/projects/project-{mark}" in member.rest.get("/1.0/projects")
             assert member.rest.get("/1.0")["config"][f"user.{mark}"] == mark
 
 
