@@ -17,6 +17,7 @@ enum {
     RAFT_PEER_QUEUE_BYTES_MAX = 64 << 20,    /* unsent bytes per peer; beyond, messages are dropped (Raft repeats them) */
     RAFT_INFLIGHT_ENTRIES_MAX = 256,
     RAFT_ENTRY_BYTES_MAX = 12 << 20,         /* one proposal */
+    RAFT_TRANSFER_TIMEOUT_MS = 3000,         /* of leadership: a member that stops must not wait for one that stops, too */
     RAFT_CHANGE_TIMEOUT_MS = 20000,          /* membership changes (promotion includes catching up) */
 };
 

@@ -190,7 +190,8 @@ void node__change_run(struct raft_node *node)
         return;
     }
     if (node__now(node) >= change->deadline_ms) {
-        error_set(&err, STATUS_DEADLINE_EXCEEDED, "the change of the database members was not done within %d s", RAFT_CHANGE_TIMEOUT_MS / 1000);
+        error_set(&err, STATUS_DEADLINE_EXCEEDED, "the change of the database members was not done within %d s",
+                  (change->kind == NODE_TRANSFER ? RAFT_TRANSFER_TIMEOUT_MS : RAFT_CHANGE_TIMEOUT_MS) / 1000);
         change_end(node, change, err.code, &err);
     } else if (change->submitted) {
         return;
@@ -239,8 +240,8 @@ static struct timespec after_ms(int64_t ms, clockid_t clock)
 
 static int change_do(struct raft_node *node, enum node_change_kind kind, uint64_t id, enum raft_node_role role, struct error *err)
 {
-    struct timespec at = after_ms(RAFT_CHANGE_TIMEOUT_MS, CLOCK_MONOTONIC);
-    int64_t start = time_mono_ms();
+    int64_t bound = kind == NODE_TRANSFER ? RAFT_TRANSFER_TIMEOUT_MS : RAFT_CHANGE_TIMEOUT_MS, start = time_mono_ms();
+    struct timespec at = after_ms(bound, CLOCK_MONOTONIC);
     if (id == 0 || id >= RAFT_WIRE_NUMBER_MAX || (role != RAFT_NODE_STANDBY && role != RAFT_NODE_VOTER && role != RAFT_NODE_SPARE)) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "raft: member id %llu or role %d is out of range", (unsigned long long)id, (int)role);
     }
@@ -248,7 +249,7 @@ static int change_do(struct raft_node *node, enum node_change_kind kind, uint64_
         return error_set(err, STATUS_DEADLINE_EXCEEDED, "another change of the database members takes too long");
     }
     struct node_change *change = xcalloc(1, sizeof *change);
-    int64_t left = RAFT_CHANGE_TIMEOUT_MS - (time_mono_ms() - start);
+    int64_t left = bound - (time_mono_ms() - start);
     change->kind = kind;
     change->id = id;
     change->role = role;
@@ -269,7 +270,7 @@ static int change_do(struct raft_node *node, enum node_change_kind kind, uint64_
     }
     pthread_mutex_unlock(&node->mutex);
     if (!done) { /* the loop is stuck: it will find the change, but nobody waits */
-        core_panic(__FILE__, __LINE__, "the raft loop did not answer for %d ms", RAFT_CHANGE_TIMEOUT_MS + CHANGE_GRACE_MS);
+        core_panic(__FILE__, __LINE__, "the raft loop did not answer for %d ms", (int)bound + CHANGE_GRACE_MS);
     }
     change_unref(node, change);
     pthread_mutex_unlock(&node->change_mutex);

@@ -1,5 +1,6 @@
 /* See raft_wire.h. Memory that passes to libraft comes from raft_malloc. */
 #include "raft_wire.h"
+#include <endian.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -122,6 +123,35 @@ static bool in_range(uint64_t value)
     return value < RAFT_WIRE_NUMBER_MAX;
 }
 
+/* Whether libraft can decode these bytes: it reads a server's numbers without looking where the buffer ends. Its layout: format u8, count u64; for each
+ * server id u64, address with its NUL, role u8; padding. */
+static bool configuration_is_whole(const uint8_t *data, size_t len)
+{
+    enum { FORMAT = 1, HEADER_BYTES = 1 + 8 };
+    uint64_t count;
+    if (len < HEADER_BYTES || data[0] != FORMAT) {
+        return false;
+    }
+    memcpy(&count, data + 1, sizeof count);
+    count = le64toh(count);
+    if (count > RAFT_WIRE_SERVERS_MAX) {
+        return false;
+    }
+    size_t at = HEADER_BYTES;
+    for (uint64_t i = 0; i < count; i++) {
+        if (len - at < sizeof(raft_id)) {
+            return false;
+        }
+        at += sizeof(raft_id);
+        const uint8_t *end = memchr(data + at, '\0', len - at);
+        if (end == NULL || end + 1 == data + len || end[1] > RAFT_SPARE) {
+            return false;
+        }
+        at = (size_t)(end - data) + 2;
+    }
+    return true;
+}
+
 static int check_entries(const Covey__Internal__V1__AppendEntries *body, size_t *bytes, struct error *err)
 {
     if (body->n_entries > RAFT_WIRE_ENTRIES_MAX) {
@@ -146,7 +176,7 @@ static int check_entries(const Covey__Internal__V1__AppendEntries *body, size_t 
                 return bad(err, "entries", "may have a configuration change only at the front"); /* N1 */
             }
             raft_configuration_init(&configuration);
-            if (raft_configuration_decode(&buf, &configuration) != 0) {
+            if (!configuration_is_whole(entry->data.data, entry->data.len) || raft_configuration_decode(&buf, &configuration) != 0) {
                 return bad(err, "entries.data", "is not a configuration");
             }
             raft_configuration_close(&configuration);

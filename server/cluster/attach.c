@@ -410,6 +410,20 @@ int64_t instance_status(struct daemon *daemon, uint64_t member, const char *proj
     return status;
 }
 
+void instance_status_note(struct daemon *daemon, uint64_t member, const char *project, const char *name, int64_t status_code)
+{
+    Covey__Internal__V1__InstanceStatus status = COVEY__INTERNAL__V1__INSTANCE_STATUS__INIT;
+    status.project = (char *)project;
+    status.name = (char *)name;
+    status.status_code = status_code;
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = attach.leading ? peer_find(member) : NULL;
+    if (peer != NULL) {
+        instance_put(peer, &status);
+    }
+    pthread_mutex_unlock(&attach.lock);
+}
+
 void attach_wait_view(uint64_t revision, int64_t ms)
 {
     int64_t end = time_mono_ms() + ms;

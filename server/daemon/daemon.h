@@ -72,6 +72,8 @@ int agent_call(struct daemon *daemon, uint64_t member, const char *method, const
                int64_t timeout_ms, struct error *err);
 /* Live status of an instance as its member reported it (leader only): code of spec/api.md 1.3; 112 (Error) when the member is offline, 102 when unknown. */
 int64_t instance_status(struct daemon *daemon, uint64_t member, const char *project, const char *name, int64_t *pid);
+/* What an agent has just answered about an instance, ahead of its member's next report: whoever asks after an operation must not see an older state. */
+void instance_status_note(struct daemon *daemon, uint64_t member, const char *project, const char *name, int64_t status_code);
 /* Resolves a `target` parameter: "" = 0; member name -> id; STATUS_NOT_FOUND `Cluster member not found`; on a standalone server
  * STATUS_INVALID_ARGUMENT `Target only allowed when clustered`. */
 int target_resolve(struct daemon *daemon, const char *target, uint64_t *member, struct error *err);

@@ -79,6 +79,9 @@ static int do_start(struct op *op, const struct instance *instance, const Covey_
     struct steps in = {.instance = instance};
     int status = agent_call(the_daemon, instance->member, "StartInstance", &spec->base, &answer, arena, INSTANCE_START_MS, err);
     in.started = (const Covey__Internal__V1__StartInstanceResponse *)answer;
+    if (status == STATUS_OK) {
+        instance_status_note(the_daemon, instance->member, instance->project, instance->name, CODE_RUNNING);
+    }
     return status == STATUS_OK ? step(op, "started", write_started, &in, instance->id, err) : status;
 }
 
@@ -93,7 +96,11 @@ static int do_stop(const struct change *change, const struct instance *instance,
     request.force = change->force || change->timeout_s == 0;
     request.timeout_ms = change->timeout_s < 0 ? -1 : change->timeout_s * 1000;
     int64_t wait_ms = request.force ? INSTANCE_STOP_SLACK_MS : change->timeout_s < 0 ? -1 : request.timeout_ms + INSTANCE_STOP_SLACK_MS;
-    return agent_call(the_daemon, instance->member, "StopInstance", &request.base, &answer, arena, wait_ms, err);
+    int status = agent_call(the_daemon, instance->member, "StopInstance", &request.base, &answer, arena, wait_ms, err);
+    if (status == STATUS_OK) {
+        instance_status_note(the_daemon, instance->member, instance->project, instance->name, CODE_STOPPED);
+    }
+    return status;
 }
 
 static int do_freeze(const struct change *change, const struct instance *instance, Covey__Internal__V1__InstanceSpec *spec, struct arena *arena, struct error *err)
@@ -107,6 +114,9 @@ static int do_freeze(const struct change *change, const struct instance *instanc
     request.spec = spec;
     request.unfreeze = unfreeze;
     int status = agent_call(the_daemon, instance->member, "FreezeInstance", &request.base, &answer, arena, 0, err);
+    if (status == STATUS_OK) {
+        instance_status_note(the_daemon, instance->member, instance->project, instance->name, unfreeze ? CODE_RUNNING : CODE_FROZEN);
+    }
     return status == STATUS_NOT_FOUND ? error_set(err, STATUS_FAILED_PRECONDITION, "The container isn't running") : status;
 }
 

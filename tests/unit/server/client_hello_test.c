@@ -153,9 +153,9 @@ static bool exact_is_grpc(const uint8_t *data, size_t len)
     uint8_t *copy = malloc(len);
     assert_non_null(copy);
     memcpy(copy, data, len);
-    bool grpc = client_hello_is_grpc(copy, len);
+    bool is_grpc = client_hello_is_grpc(copy, len);
     free(copy);
-    return grpc;
+    return is_grpc;
 }
 
 static void whole(void **state)
