@@ -61,7 +61,9 @@ static int get_status(struct rpc_call *call, const ProtobufCMessage *message, Pr
 {
     static const char *const names[] = {[RAFT_NODE_STANDBY] = "stand-by", [RAFT_NODE_VOTER] = "voter", [RAFT_NODE_SPARE] = "spare"};
     struct arena *arena = rpc_arena(call);
-    struct gathered g = {.want_digest = ((const Covey__Internal__V1__StatusRequest *)message)->digest};
+    int role = state_raft_role(daemon_id(the_daemon));
+    bool replica = role == ROLE_VOTER || role == ROLE_STANDBY; /* a spare has no state to digest */
+    struct gathered g = {.want_digest = replica && ((const Covey__Internal__V1__StatusRequest *)message)->digest};
     if (state_with_db(the_daemon, gather, &g, err) != STATUS_OK) {
         raft_node_status_free(&g.status);
         return err->code;
