@@ -16,6 +16,7 @@ LOOSE = (400, 500)  # LXD answers 500 to many user mistakes; covey must say 400
 def state(member):
     """All that the API shows and that a refused request must not change."""
     seen = {path: member.rest.get(path) for path in (
+        "/1.0/profiles?recursion=1", "/1.0/storage-pools?recursion=1", "/1.0/images?recursion=1",
         "/1.0/certificates?recursion=1", "/1.0/instances?recursion=1", "/1.0/cluster/members?recursion=1",
         "/1.0/images/aliases?recursion=1")} | {"config": member.rest.get("/1.0")["config"]}
     for pool in seen["/1.0/storage-pools?recursion=1"]:
@@ -248,7 +249,7 @@ def check_untrusted(member, certificate):
             continue
         raise AssertionError(f"trusted with {str(body)[:80]}")
     for method, path in (("GET", "/1.0/profiles"), ("PUT", "/1.0"), ("POST", "/1.0/instances"), ("DELETE", "/1.0/profiles/default"),
-                         ("GET", "/1.0/events"), ("PUT", "/1.0/cluster"), ("GET", "/1.0/cluster/members")):
+                         ("GET", "/1.0/operations"), ("PUT", "/1.0/cluster"), ("GET", "/1.0/cluster/members")):
         reply = client.request(method, path, {} if method in ("PUT", "POST") else None)
         assert reply.code == 403, (method, path, reply.code, reply.body[:200])
 
