@@ -7,6 +7,7 @@
 #include "cluster.h"
 
 #include "server/config/keys.h"
+#include "server/daemon/route.h"
 #include "server/daemon/state.h"
 #include "server/events/events.h"
 #include <inttypes.h>
@@ -175,6 +176,17 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
         }
         attach.generation++;
         log_info("attach.member", "member=%" PRIu64, report->id);
+    }
+    uint64_t own_revision = 0;
+    char own_digest[65] = "";
+    state_digest(&own_revision, own_digest);
+    if (own_revision != 0 && report->digest_revision == own_revision && strcmp(report->digest, own_digest) != 0) {
+        pthread_mutex_unlock(&attach.lock);
+        struct error err = ERROR_INIT;
+        error_set(&err, STATUS_DATA_LOSS, "the replica of member %" PRIu64 " differs from the leader's at revision %" PRIu64, report->id, own_revision);
+        log_error("digest.differs", "member=%" PRIu64 " revision=%" PRIu64, report->id, own_revision);
+        rpc_finish(call, NULL, err.code, &err);
+        return false;
     }
     peer->last_seen_ms = time_mono_ms();
     peer->last_seen_unix_ns = time_unix_ns();
@@ -517,6 +529,7 @@ static int send_report(struct rpc_call *call, uint64_t sequence, bool first, str
     report.api_extensions = COVEY_API_LEVEL;
     report.clock_ns = time_unix_ns();
     report.event_number = events_last();
+    report.stopping = daemon_phase() == DAEMON_STOPPING; /* gets no role any more */
     pthread_mutex_lock(&attach.lock);
     report.view_revision = attach.acting_revision;
     bool all = first || attach.pending_all;
@@ -622,8 +635,11 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     bool lost = attach.upstream_lost;
     attach.upstream = NULL;
     pthread_mutex_unlock(&attach.lock);
-    if (lost && rpc_status(call, &err) == STATUS_RESOURCE_EXHAUSTED) {
+    int why = lost ? rpc_status(call, &err) : STATUS_OK;
+    if (why == STATUS_RESOURCE_EXHAUSTED) {
         events_gap(); /* the leader does not keep what was missed: watchers end instead of skipping it */
+    } else if (why == STATUS_DATA_LOSS) {
+        core_panic(__FILE__, __LINE__, "%s", err.text); /* a wrong replica is worse than a dead one: the restart rebuilds it from the log */
     }
     rpc_cancel(call);
     rpc_call_unref(call);

@@ -8,9 +8,11 @@
 #include "server/config/keys.h"
 #include "server/daemon/state.h"
 #include "server/events/events.h"
+#include "server/images/images.h"
 #include "server/operations/operations.h"
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -261,6 +263,77 @@ static void sweep(struct daemon *daemon)
     tokens_sweep(daemon);
 }
 
+/* ---- image copies ---- */
+
+static atomic_bool synchronizing;
+
+static void *synchronize_main(void *ud)
+{
+    struct error err = ERROR_INIT;
+    if (images_synchronize(ud, &err) != STATUS_OK) {
+        log_warn("images.synchronize", "error=\"%s\"", err.text);
+    }
+    atomic_store(&synchronizing, false);
+    return NULL;
+}
+
+/* When members came or went, when more copies are wanted, and hourly. On a thread of its own: it may wait for other members. */
+static void check_images(struct daemon *daemon)
+{
+    static size_t members;
+    static int64_t copies, due_ms;
+    const struct view *view = view_get();
+    size_t now_members = view->message->n_members;
+    view_unref(view);
+    int64_t now_copies = config_int("cluster.images_minimal_replica"), now = time_mono_ms();
+    bool wanted = now_members != members || now_copies != copies || now >= due_ms;
+    if (!wanted || now_members < 2 || atomic_exchange(&synchronizing, true)) {
+        return;
+    }
+    members = now_members;
+    copies = now_copies;
+    due_ms = now + (int64_t)IMAGES_SYNC_INTERVAL_S * 1000;
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, synchronize_main, daemon) == 0) {
+        pthread_detach(thread);
+    } else {
+        atomic_store(&synchronizing, false);
+    }
+}
+
+/* ---- digests ---- */
+
+static int has_member(struct sql *sql, void *ud, struct error *err)
+{
+    return sql_get_int(sql, ud, err, "SELECT count(*) FROM nodes", "");
+}
+
+static int digest_round(struct db *db, void *ud, struct error *err)
+{
+    return db_digest_round(db, ud, err);
+}
+
+/* Now and then, but only when something was written since: an idle cluster writes nothing. */
+static void check_digest(struct daemon *daemon)
+{
+    static int64_t due_ms;
+    static uint64_t last;
+    uint64_t revision = 0;
+    int64_t now = time_mono_ms();
+    if (now < due_ms) {
+        return;
+    }
+    due_ms = now + (int64_t)DB_DIGEST_INTERVAL_S * 1000;
+    struct error err = ERROR_INIT;
+    int64_t ignored = 0;
+    if (daemon_read(daemon, DB_LOCAL, has_member, &ignored, &revision, &err) != STATUS_OK || revision == last) {
+        return;
+    }
+    if (state_with_db(daemon, digest_round, &last, &err) != STATUS_OK) {
+        log_warn("digest", "error=\"%s\"", err.text);
+    }
+}
+
 /* ---- first start ---- */
 
 static int ensure_first_member(struct sql *sql, void *ud, struct buf *result, struct error *err)
@@ -275,11 +348,6 @@ static int ensure_first_member(struct sql *sql, void *ud, struct buf *result, st
         "INSERT INTO nodes (id, name, address, schema, api_extensions, arch, fingerprint, created_at) VALUES (1, 'none', '0.0.0.0', ?1, ?2, ?3, ?4, ?5)", "iiisi",
         (int64_t)db_schema_version(), (int64_t)COVEY_API_LEVEL, (int64_t)architecture_id("x86_64"), daemon->server.fingerprint, time_unix_ns());
     return status != STATUS_OK ? status : sql_exec(sql, err, "INSERT INTO nodes_cluster_groups (node_id, group_id) VALUES (1, 1)", "");
-}
-
-static int has_member(struct sql *sql, void *ud, struct error *err)
-{
-    return sql_get_int(sql, ud, err, "SELECT count(*) FROM nodes", "");
 }
 
 /* ---- the thread ---- */
@@ -342,6 +410,10 @@ static void *controller_main(void *ud)
         if (now >= tick_after) {
             tick_after = now + TICK_MS;
             check_liveness(daemon);
+        }
+        if (daemon_clustered(daemon)) {
+            check_images(daemon);
+            check_digest(daemon);
         }
         if (now >= sweep_after) {
             sweep_after = now + TOKEN_SWEEP_MS;
