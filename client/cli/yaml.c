@@ -43,6 +43,8 @@ static bool plain_integer(const char *text, int64_t *value)
 static json_t *read_scalar(const yaml_node_t *node)
 {
     const char *text = (const char *)node->data.scalar.value;
+    if (strlen(text) != node->data.scalar.length) /* "\0" */
+        return NULL;
     if (node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE) {
         int64_t value;
         if (plain_null(text))
@@ -83,7 +85,9 @@ static json_t *read_node(struct reader *reader, const yaml_node_t *node, int dep
         const yaml_node_t *key = yaml_document_get_node(&reader->document, pair->key);
         const char *name = key->type == YAML_SCALAR_NODE ? (const char *)key->data.scalar.value : NULL;
         json_t *value = NULL;
-        if (!name)
+        if (name && strlen(name) != key->data.scalar.length)
+            error_set(reader->err, STATUS_INVALID_ARGUMENT, "yaml: line %zu: invalid key", key->start_mark.line + 1);
+        else if (!name)
             error_set(reader->err, STATUS_INVALID_ARGUMENT, "yaml: line %zu: a key must be a scalar", key->start_mark.line + 1);
         else if (json_object_get(object, name))
             error_set(reader->err, STATUS_INVALID_ARGUMENT, "yaml: unmarshal errors: line %zu: key \"%s\" already set in map", key->start_mark.line + 1, name);

@@ -21,7 +21,6 @@ struct reader {
     yaml_parser_t parser;
     unsigned events, depth;
     struct host_image_info *out;
-    bool has_date;
 };
 
 /* The next event; the caller deletes it when it is STATUS_OK. */
@@ -133,7 +132,6 @@ static int top_value(struct reader *r, const char *key, const yaml_event_t *valu
             r->out->expiry_date = number;
         else
             r->out->creation_date = number;
-        r->has_date = r->has_date || (str_eq(key, "creation_date") && number > 0);
         return STATUS_OK;
     }
     return skip(r, value, err);
@@ -183,7 +181,7 @@ int metadata__parse(const char *yaml, size_t len, struct host_image_info *out, s
     }
     if (!rc && !out->architecture)
         rc = error_set(&local, STATUS_INVALID_ARGUMENT, "Missing architecture in metadata.yaml");
-    if (!rc && !r.has_date)
+    if (!rc && out->creation_date <= 0) /* of a key that occurs twice the last one counts */
         rc = error_set(&local, STATUS_INVALID_ARGUMENT, "Missing creation date");
     if (rc && err)
         *err = local;

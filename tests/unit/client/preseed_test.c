@@ -74,6 +74,8 @@ static void refusals(void **state)
     bad("config: {a: 1, a: 2}", "key \"a\" already set in map");
     bad("config: {", "line");
     bad("? [a]\n: b\n", "a key must be a scalar");
+    bad("config: {a: \"x\\0y\"}", "line 1: invalid text");
+    bad("config: {\"a\\0b\": x}", "line 1: invalid key");
 }
 
 static void bounds(void **state)
