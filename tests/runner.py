@@ -56,7 +56,8 @@ def scenario_tests(folder):
 
 def environment(**more):
     path = os.path.join(HERE, "cluster")
-    return dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", **more)
+    options = {"TSAN_OPTIONS": f"suppressions={os.path.join(HERE, 'tsan.supp')}:second_deadlock_stack=1", "LSAN_OPTIONS": "print_suppressions=0"}
+    return dict(options | dict(os.environ), PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", **more)
 
 
 def run(name, seconds, command, folder):
