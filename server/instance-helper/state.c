@@ -202,6 +202,10 @@ static int add_network(pid_t pid, json_t *network, struct error *err)
     int ours = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), theirs = open(path, O_RDONLY | O_CLOEXEC);
     struct ifaddrs *addresses = NULL;
     int rc = STATUS_OK;
+    if (ours >= 0 && theirs < 0 && (errno == ENOENT || errno == ESRCH)) { /* it ended or reboots just now: nothing to tell */
+        close(ours);
+        return STATUS_OK;
+    }
     if (ours < 0 || theirs < 0 || setns(theirs, CLONE_NEWNET) < 0)
         rc = error_errno(err, errno, "Failed to enter the container's network");
     if (!rc)

@@ -226,6 +226,9 @@ static int child_work(struct unpack *u, int ready, int go, struct error *err)
 {
     char byte = 0;
     struct rlimit core = {0, 0}, memory = {UNPACK_MEMORY_BYTES_MAX, UNPACK_MEMORY_BYTES_MAX};
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    memory.rlim_cur = memory.rlim_max = RLIM_INFINITY; /* shadow memory takes terabytes of address space */
+#endif
     if (setrlimit(RLIMIT_CORE, &core) < 0 || setrlimit(RLIMIT_AS, &memory) < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 ||
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return error_errno(err, errno, "Failed to limit the unpacking process");
