@@ -40,6 +40,7 @@ struct watched {
 struct listening {
     struct watched watched; /* first */
     char address[300];
+    struct listening *next; /* retired ones */
 };
 
 struct hello {
@@ -56,6 +57,7 @@ struct side {
     char *data; /* read from this side, not yet written to the other */
     size_t at, len;
     bool ended; /* this side sends no more */
+    bool gone;  /* it takes no more, too: epoll would report that for ever, so it is not watched any longer */
     uint32_t interest;
 };
 struct pipe_pair {
@@ -66,17 +68,19 @@ struct pipe_pair {
 
 static struct {
     struct daemon *daemon;
-    pthread_mutex_t lock; /* listening, core, cluster */
+    pthread_mutex_t changing; /* one listener_set at a time; taken before lock */
+    pthread_mutex_t lock;     /* listening, retired, core, cluster; the thread has it while it handles events, so it is never held over a bind */
     pthread_t thread;
     bool started, stop;
     int epoll, gateway; /* gateway: the connected gateway's control socket, -1 = none; written by the thread only */
     struct watched wake, gateway_listen;
     struct listening *listening[2];
+    struct listening *retired; /* closed, but perhaps in the events that the thread just got: it frees them */
     char core[300], cluster[300];
     struct hello *hellos;
     unsigned hello_count, pipe_count;
     struct pipe_pair *pipes;
-} listener = {.lock = PTHREAD_MUTEX_INITIALIZER, .epoll = -1, .gateway = -1};
+} listener = {.changing = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .epoll = -1, .gateway = -1};
 
 /* ---- epoll helpers ---- */
 
@@ -88,7 +92,7 @@ static bool watch(struct watched *w, uint32_t events)
 
 static void rewatch(struct side *side, uint32_t events)
 {
-    if (side->interest != events) {
+    if (!side->gone && side->interest != events) {
         struct epoll_event event = {.events = events, .data.ptr = &side->watched};
         side->interest = events;
         epoll_ctl(listener.epoll, EPOLL_CTL_MOD, side->watched.fd, &event);
@@ -156,12 +160,23 @@ static void pipe_run(struct pipe_pair *pair)
     if (pair->dead) {
         return;
     }
-    if (!pipe_move(a, b) || !pipe_move(b, a) || (a->ended && b->ended && a->len == 0 && b->len == 0)) {
+    bool moved = pipe_move(a, b) && pipe_move(b, a);
+    bool a_over = a->ended && a->len == 0, b_over = b->ended && b->len == 0;
+    if (!moved || (a_over && b_over) || (a->gone && a_over) || (b->gone && b_over)) {
         pipe_kill(pair);
         return;
     }
     rewatch(a, (a->len == 0 && !a->ended ? EPOLLIN : 0u) | (b->len > 0 ? EPOLLOUT : 0u));
     rewatch(b, (b->len == 0 && !b->ended ? EPOLLIN : 0u) | (a->len > 0 ? EPOLLOUT : 0u));
+}
+
+static void pipe_event(struct side *side, uint32_t events)
+{
+    if (!side->pair->dead && !side->gone && (events & (EPOLLHUP | EPOLLERR)) != 0) {
+        side->gone = true; /* what it sent before is still delivered */
+        epoll_ctl(listener.epoll, EPOLL_CTL_DEL, side->watched.fd, NULL);
+    }
+    pipe_run(side->pair);
 }
 
 static void pipe_open(int fd)
@@ -316,6 +331,16 @@ static void expire_hellos(void)
     }
 }
 
+/* After a batch of events: no later one can name them. */
+static void retired_free(void)
+{
+    while (listener.retired != NULL) {
+        struct listening *next = listener.retired->next;
+        free(listener.retired);
+        listener.retired = next;
+    }
+}
+
 static void *listener_main(void *ud)
 {
     struct epoll_event events[EVENTS];
@@ -332,7 +357,7 @@ static void *listener_main(void *ud)
                 }
                 break;
             case HELLO: hello_run((struct hello *)w); break;
-            case PIPE_SIDE: pipe_run(((struct side *)w)->pair); break;
+            case PIPE_SIDE: pipe_event((struct side *)w, events[i].events); break;
             case GATEWAY_LISTEN: gateway_accept(); break;
             case WAKE:
                 if (read(w->fd, &drop, sizeof drop) < 0) {
@@ -342,6 +367,7 @@ static void *listener_main(void *ud)
             }
         }
         pipes_reap();
+        retired_free();
         expire_hellos();
         pthread_mutex_unlock(&listener.lock);
     }
@@ -401,75 +427,91 @@ static struct listening *listening_open(const char *address, const char *what, s
     return listening;
 }
 
+/* With the lock. */
 static void listening_close(struct listening *listening)
 {
     if (listening != NULL) {
         epoll_ctl(listener.epoll, EPOLL_CTL_DEL, listening->watched.fd, NULL);
         close(listening->watched.fd);
-        free(listening);
+        listening->next = listener.retired;
+        listener.retired = listening;
     }
 }
 
-static struct listening *listening_find(const char *address)
+/* Puts a bound socket in place and into the epoll set. */
+static int listening_install(int slot, struct listening *listening, struct error *err)
 {
+    pthread_mutex_lock(&listener.lock);
+    listener.listening[slot] = listening;
+    bool ok = listening == NULL || watch(&listening->watched, EPOLLIN);
+    pthread_mutex_unlock(&listener.lock);
+    return ok ? STATUS_OK : error_set(err, STATUS_INTERNAL, "cannot watch the socket of \"%s\"", listening->address);
+}
+
+/* Closes what `wanted` does not name; what remains is moved to the place where it is wanted. */
+static void listening_keep(const char *const wanted[2])
+{
+    struct listening *kept[2] = {NULL, NULL};
+    pthread_mutex_lock(&listener.lock);
     for (int i = 0; i < 2; i++) {
-        if (listener.listening[i] != NULL && strcmp(listener.listening[i]->address, address) == 0) {
-            return listener.listening[i];
+        struct listening *now = listener.listening[i];
+        if (now == NULL) {
+            continue;
+        }
+        int slot = strcmp(now->address, wanted[0]) == 0 ? 0 : strcmp(now->address, wanted[1]) == 0 ? 1 : -1;
+        if (slot >= 0 && kept[slot] == NULL) {
+            kept[slot] = now;
+        } else {
+            listening_close(now);
         }
     }
-    return NULL;
+    memcpy(listener.listening, kept, sizeof kept);
+    pthread_mutex_unlock(&listener.lock);
+}
+
+/* Binds what is wanted and not there yet. */
+static int listening_add(const char *const wanted[2], struct error *err)
+{
+    static const char *const what[2] = {"network", "cluster"};
+    for (int i = 0; i < 2; i++) {
+        if (wanted[i][0] == '\0' || listener.listening[i] != NULL) {
+            continue;
+        }
+        struct listening *made = listening_open(wanted[i], what[i], err);
+        if (made == NULL || listening_install(i, made, err) != STATUS_OK) {
+            return err != NULL ? (int)err->code : STATUS_INTERNAL;
+        }
+    }
+    return STATUS_OK;
 }
 
 int listener_set(struct daemon *daemon, const char *core, const char *cluster, struct error *err)
 {
     /* At most two sockets: core, and cluster unless core covers it. */
     const char *wanted[2] = {core, cluster[0] != '\0' && core[0] != '\0' && address_covered(cluster, core) ? "" : cluster};
-    static const char *const what[2] = {"network", "cluster"};
-    struct listening *next[2] = {NULL, NULL}, *closed[2] = {NULL, NULL};
-    bool fresh[2] = {false, false};
-    int status = STATUS_OK;
-    pthread_mutex_lock(&listener.lock);
-    for (int i = 0; i < 2; i++) { /* a wildcard takes the place of a socket on the same port: that one must go first */
-        if (listener.listening[i] != NULL && strcmp(listener.listening[i]->address, wanted[0]) != 0 && strcmp(listener.listening[i]->address, wanted[1]) != 0) {
-            closed[i] = listener.listening[i];
-            listener.listening[i] = NULL;
-            epoll_ctl(listener.epoll, EPOLL_CTL_DEL, closed[i]->watched.fd, NULL);
-            close(closed[i]->watched.fd);
+    char before[2][300] = {"", ""};
+    pthread_mutex_lock(&listener.changing);
+    for (int i = 0; i < 2; i++) { /* written with `changing` only */
+        if (listener.listening[i] != NULL) {
+            snprintf(before[i], sizeof before[i], "%s", listener.listening[i]->address);
         }
     }
-    for (int i = 0; i < 2 && status == STATUS_OK; i++) {
-        if (wanted[i][0] == '\0') {
-            continue;
-        }
-        next[i] = listening_find(wanted[i]);
-        if (next[i] == NULL) {
-            next[i] = listening_open(wanted[i], what[i], err);
-            fresh[i] = next[i] != NULL;
-            status = next[i] != NULL && watch(&next[i]->watched, EPOLLIN) ? STATUS_OK : (int)(err != NULL && err->code != STATUS_OK ? err->code : STATUS_INTERNAL);
-        }
-    }
+    listening_keep(wanted); /* a wildcard takes the place of a socket on the same port: that one must go first */
+    int status = listening_add(wanted, err);
     if (status == STATUS_OK) {
-        listener.listening[0] = next[0];
-        listener.listening[1] = next[1];
+        pthread_mutex_lock(&listener.lock);
         snprintf(listener.core, sizeof listener.core, "%s", core);
         snprintf(listener.cluster, sizeof listener.cluster, "%s", cluster);
+        pthread_mutex_unlock(&listener.lock);
     } else { /* put the former ones back */
-        for (int i = 0; i < 2; i++) {
-            if (fresh[i]) {
-                listening_close(next[i]);
-            }
-            if (closed[i] != NULL) {
-                struct error again = ERROR_INIT;
-                listener.listening[i] = listening_open(closed[i]->address, what[i], &again);
-                if (listener.listening[i] == NULL || !watch(&listener.listening[i]->watched, EPOLLIN)) {
-                    log_error("listener.restore", "error=\"%s\"", again.text);
-                }
-            }
+        const char *former[2] = {before[0], before[1]};
+        struct error again = ERROR_INIT;
+        listening_keep(former);
+        if (listening_add(former, &again) != STATUS_OK) {
+            log_error("listener.restore", "error=\"%s\"", again.text);
         }
     }
-    free(closed[0]);
-    free(closed[1]);
-    pthread_mutex_unlock(&listener.lock);
+    pthread_mutex_unlock(&listener.changing);
     return status;
 }
 
@@ -515,6 +557,7 @@ void listener_stop(void)
     }
     listening_close(listener.listening[0]);
     listening_close(listener.listening[1]);
+    retired_free();
     struct pipe_pair *pair;
     DL_FOREACH(listener.pipes, pair) {
         pipe_kill(pair);
