@@ -1,4 +1,4 @@
-/* Supervises covey-gateway: starts it, starts it again when it ends (at most once a second), ends it with the daemon. Its stdin is a pipe whose other end
+/* Supervises covey-gateway: starts it, starts it again when it ends (after a short pause), ends it with the daemon. Its stdin is a pipe whose other end
  * only this process holds, so that it ends however the daemon dies. One thread. */
 #include "route.h"
 
@@ -82,6 +82,7 @@ static pid_t spawn(int *keep)
     close(ends[0]);
     if (rc != 0) {
         close(ends[1]);
+        errno = rc;
         return -1;
     }
     *keep = ends[1];
