@@ -173,12 +173,26 @@ static int fetch_rows(sqlite3 *db, sqlite3_stmt *stmt, struct sql_work *work, st
     return rc == SQLITE_DONE ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "Failed to execute query: %s", sqlite3_errmsg(db));
 }
 
+static const char *skip_comments(const char *text)
+{
+    for (;;) {
+        text += strspn(text, " \t\r\n\f;");
+        if (strncmp(text, "--", 2) == 0) {
+            text += strcspn(text, "\n");
+        } else if (strncmp(text, "/*", 2) == 0) {
+            const char *end = strstr(text + 2, "*/");
+            text = end != NULL ? end + 2 : text + strlen(text);
+        } else {
+            return text;
+        }
+    }
+}
+
 /* Transactions are ours: a statement that begins or ends one would break the state machine's. */
 static bool touches_transaction(sqlite3_stmt *stmt)
 {
     static const char *const words[] = {"begin", "commit", "end", "rollback", "savepoint", "release", "attach", "detach", "vacuum"};
-    const char *text = sqlite3_sql(stmt);
-    text += strspn(text, " \t\r\n");
+    const char *text = skip_comments(sqlite3_sql(stmt));
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         size_t n = strlen(words[i]);
         if (strncasecmp(text, words[i], n) == 0 && !isalnum((unsigned char)text[n])) {
@@ -226,6 +240,7 @@ static int dump_tables(struct sql *sql, void *ud, struct error *err)
 {
     struct sql_work *work = ud;
     struct buf text = {0};
+    struct error failed = ERROR_INIT;
     buf_puts(&text, "PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\n");
     struct sql_stmt *s = sql_query(sql, "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid", "");
     while (sql_next(s)) {
@@ -235,8 +250,9 @@ static int dump_tables(struct sql *sql, void *ud, struct error *err)
         }
         sqlite3_stmt *rows = NULL;
         char *query = xasprintf("SELECT * FROM \"%s\"", sql_text(s, 0));
-        if (sqlite3_prepare_v2(sql_handle(sql), query, -1, &rows, NULL) == SQLITE_OK) {
-            while (sqlite3_step(rows) == SQLITE_ROW) {
+        int rc = sqlite3_prepare_v2(sql_handle(sql), query, -1, &rows, NULL);
+        if (rc == SQLITE_OK) {
+            while ((rc = sqlite3_step(rows)) == SQLITE_ROW) {
                 buf_printf(&text, "INSERT INTO %s VALUES(", sql_text(s, 0));
                 for (int i = 0; i < sqlite3_column_count(rows); i++) {
                     int type = sqlite3_column_type(rows, i);
@@ -247,10 +263,16 @@ static int dump_tables(struct sql *sql, void *ud, struct error *err)
                 buf_puts(&text, ");\n");
             }
         }
+        if (rc != SQLITE_DONE && failed.code == STATUS_OK) {
+            error_set(&failed, STATUS_INTERNAL, "Cannot dump table %s: %s", sql_text(s, 0), sqlite3_errmsg(sql_handle(sql)));
+        }
         sqlite3_finalize(rows);
         free(query);
     }
     int status = sql_done(s, err);
+    if (status == STATUS_OK && failed.code != STATUS_OK) { /* a part of a dump is none */
+        status = error_set(err, failed.code, "%s", failed.text);
+    }
     buf_puts(&text, "COMMIT;\n");
     work->dump->text = arena_strdup(work->arena, text.data);
     buf_free(&text);
