@@ -93,11 +93,23 @@ static int read_profiles(struct sql *sql, void *ud, struct error *err)
     return status == STATUS_OK ? done : status;
 }
 
+static int allowed(struct rpc_call *call, const char *project, struct error *err)
+{
+    const struct caller *caller = rpc_caller(call);
+    for (size_t i = 0; caller->restricted && caller->projects != NULL && caller->projects[i] != NULL; i++) {
+        if (strcmp(caller->projects[i], project) == 0) {
+            return STATUS_OK;
+        }
+    }
+    return caller->restricted ? error_set(err, STATUS_PERMISSION_DENIED, "not authorized") : STATUS_OK;
+}
+
 static int list_profiles(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__V1__ListProfilesRequest *request = (const Covey__V1__ListProfilesRequest *)message;
     struct work work = {.arena = rpc_arena(call), .project = project_or_default(request->project), .full = request->recursion > 0};
-    int status = daemon_read(the_daemon, DB_LINEARIZABLE, read_profiles, &work, NULL, err);
+    int status = allowed(call, work.project, err);
+    status = status == STATUS_OK ? daemon_read(the_daemon, DB_LINEARIZABLE, read_profiles, &work, NULL, err) : status;
     if (status != STATUS_OK) {
         return status;
     }
@@ -128,7 +140,8 @@ static int get_profile(struct rpc_call *call, const ProtobufCMessage *message, P
 {
     const Covey__V1__GetProfileRequest *request = (const Covey__V1__GetProfileRequest *)message;
     struct work work = {.arena = rpc_arena(call), .project = project_or_default(request->project), .name = request->name, .full = true};
-    int status = daemon_read(the_daemon, DB_LINEARIZABLE, read_profiles, &work, NULL, err);
+    int status = allowed(call, work.project, err);
+    status = status == STATUS_OK ? daemon_read(the_daemon, DB_LINEARIZABLE, read_profiles, &work, NULL, err) : status;
     if (status == STATUS_OK && work.count == 0) {
         status = not_found(err);
     }
@@ -170,17 +183,6 @@ static void lifecycle(struct rpc_call *call, const char *action, const struct wo
     profile_url(&source, "profiles", name, work->project);
     events_lifecycle(action, source.data, work->project, rpc_caller(call), context, NULL);
     buf_free(&source);
-}
-
-static int allowed(struct rpc_call *call, const char *project, struct error *err)
-{
-    const struct caller *caller = rpc_caller(call);
-    for (size_t i = 0; caller->restricted && caller->projects != NULL && caller->projects[i] != NULL; i++) {
-        if (strcmp(caller->projects[i], project) == 0) {
-            return STATUS_OK;
-        }
-    }
-    return caller->restricted ? error_set(err, STATUS_PERMISSION_DENIED, "not authorized") : STATUS_OK;
 }
 
 static int create_profile(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
@@ -302,9 +304,12 @@ static int rename_profile(struct rpc_call *call, const ProtobufCMessage *message
     }
     int status = daemon_write_call(call, "rename", rename_write, &work, NULL, NULL, err);
     if (status == STATUS_OK) {
-        char *context = xasprintf("{\"old_name\":\"%s\"}", work.name);
-        lifecycle(call, "profile-renamed", &work, work.new_name, context);
-        free(context);
+        struct buf context = {0};
+        buf_puts(&context, "{\"old_name\":");
+        buf_json_string(&context, work.name);
+        buf_puts(&context, "}");
+        lifecycle(call, "profile-renamed", &work, work.new_name, context.data);
+        buf_free(&context);
     }
     return status;
 }
