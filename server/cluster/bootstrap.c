@@ -9,6 +9,7 @@
 #include "server/events/events.h"
 #include "server/operations/operations.h"
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -101,7 +102,19 @@ int cluster_local_state(struct daemon *daemon, const char *name, const char *clu
     return status == STATUS_OK ? local_state_set(daemon->local, "clustered", str_empty(name) ? NULL : "1", err) : status;
 }
 
-static int bootstrap_run(struct op *op, struct error *err)
+static atomic_bool forming;
+
+int forming_begin(struct error *err)
+{
+    return atomic_exchange(&forming, true) ? error_set(err, STATUS_FAILED_PRECONDITION, "This server is forming or joining a cluster already") : STATUS_OK;
+}
+
+void forming_end(void)
+{
+    atomic_store(&forming, false);
+}
+
+static int bootstrap_steps(struct op *op, struct error *err)
 {
     struct daemon *daemon = the_daemon;
     const Covey__V1__UpdateClusterRequest *request =
@@ -142,6 +155,16 @@ static int bootstrap_run(struct op *op, struct error *err)
     free(in.uuid);
     free(in.cert);
     free(in.key);
+    return status;
+}
+
+static int bootstrap_run(struct op *op, struct error *err)
+{
+    int status = forming_begin(err);
+    if (status == STATUS_OK) {
+        status = bootstrap_steps(op, err);
+        forming_end();
+    }
     return status;
 }
 

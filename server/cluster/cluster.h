@@ -93,6 +93,9 @@ int cluster_local_state(struct daemon *daemon, const char *name, const char *clu
 int join_resume(struct daemon *daemon, struct error *err);
 int join_start(struct rpc_call *call, const ProtobufCMessage *request, Covey__V1__Operation **operation, struct error *err);
 void join_register(void);
+/* From standalone to a cluster (bootstrap, join, an interrupted join) goes one at a time; refuses when one is under way. Thread: any. */
+int forming_begin(struct error *err);
+void forming_end(void);
 int bootstrap_start(struct rpc_call *call, const char *name, Covey__V1__Operation **operation, struct error *err);
 void bootstrap_register(void);
 

@@ -98,8 +98,9 @@ struct domain_row {
     uint64_t id;
     int64_t domain, state;
 };
+enum { PLANNED_MEMBERS_MAX = 1024 };
 struct domain_rows {
-    struct domain_row rows[1024];
+    struct domain_row rows[PLANNED_MEMBERS_MAX];
     size_t count;
 };
 
@@ -108,10 +109,15 @@ static int read_domains(struct sql *sql, void *ud, struct error *err)
     struct domain_rows *rows = ud;
     rows->count = 0;
     struct sql_stmt *s = sql_query(sql, "SELECT id, coalesce(failure_domain_id, 0), state FROM nodes ORDER BY id", "");
-    while (sql_next(s) && rows->count < sizeof rows->rows / sizeof *rows->rows) {
-        rows->rows[rows->count++] = (struct domain_row){(uint64_t)sql_int(s, 0), sql_int(s, 1), sql_int(s, 2)};
+    bool more = false;
+    while (!more && sql_next(s)) {
+        more = rows->count == PLANNED_MEMBERS_MAX;
+        if (!more) {
+            rows->rows[rows->count++] = (struct domain_row){(uint64_t)sql_int(s, 0), sql_int(s, 1), sql_int(s, 2)};
+        }
     }
-    return sql_done(s, err);
+    int status = sql_done(s, err);
+    return status == STATUS_OK && more ? error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d members", PLANNED_MEMBERS_MAX) : status;
 }
 
 struct assign {
@@ -138,7 +144,7 @@ static int remove_server(struct raft_node *raft, void *ud, struct error *err)
 /* Members without a Raft entry become spares, entries without a member go (spec/cluster.md 5.6). */
 static int reconcile_servers(struct daemon *daemon, const struct domain_rows *rows, struct error *err)
 {
-    struct raft_node_server servers[1024];
+    struct raft_node_server servers[PLANNED_MEMBERS_MAX];
     size_t count = state_raft_servers(servers, sizeof servers / sizeof *servers);
     int status = STATUS_OK;
     for (size_t i = 0; i < rows->count && status == STATUS_OK; i++) {
@@ -163,7 +169,7 @@ static int reconcile_servers(struct daemon *daemon, const struct domain_rows *ro
 
 static struct role_change next_change(struct daemon *daemon, const struct domain_rows *rows)
 {
-    struct role_member members[1024];
+    struct role_member members[PLANNED_MEMBERS_MAX];
     size_t count = 0;
     for (size_t i = 0; i < rows->count; i++) {
         int role = state_raft_role(rows->rows[i].id);

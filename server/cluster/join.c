@@ -125,17 +125,26 @@ struct own_pools {
 static int read_own_pools(struct sql *sql, void *ud, struct error *err)
 {
     enum { MAX = 64 };
+    bool more = false;
     struct own_pools *own = ud;
     own->pools = arena_alloc(own->arena, MAX * sizeof *own->pools);
-    struct sql_stmt *s = sql_query(sql, "SELECT id, name, driver FROM storage_pools WHERE state = 1 ORDER BY name LIMIT 64", "");
-    while (sql_next(s) && own->count < MAX) {
+    struct sql_stmt *s = sql_query(sql, "SELECT id, name, driver FROM storage_pools WHERE state = 1 ORDER BY name", "");
+    while (!more && sql_next(s)) {
+        if (own->count == MAX) {
+            more = true;
+            break;
+        }
         Covey__Internal__V1__PoolSpec *pool = arena_alloc(own->arena, sizeof *pool);
         covey__internal__v1__pool_spec__init(pool);
         pool->name = arena_strdup(own->arena, sql_text(s, 1));
         pool->driver = arena_strdup(own->arena, sql_text(s, 2));
         pool->config = arena_alloc(own->arena, MAX * sizeof *pool->config);
         struct sql_stmt *c = sql_query(sql, "SELECT key, value FROM storage_pools_config WHERE storage_pool_id = ?1 ORDER BY key", "i", sql_int(s, 0));
-        while (sql_next(c) && pool->n_config < MAX) {
+        while (!more && sql_next(c)) {
+            if (pool->n_config == MAX) {
+                more = true;
+                break;
+            }
             Covey__Internal__V1__PoolSpec__ConfigEntry *entry = arena_alloc(own->arena, sizeof *entry);
             covey__internal__v1__pool_spec__config_entry__init(entry);
             entry->key = arena_strdup(own->arena, sql_text(c, 0));
@@ -148,7 +157,8 @@ static int read_own_pools(struct sql *sql, void *ud, struct error *err)
         }
         own->pools[own->count++] = pool;
     }
-    return sql_done(s, err);
+    int status = sql_done(s, err);
+    return status == STATUS_OK && more ? error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d storage pools, or keys of one", MAX) : status;
 }
 
 static int accept_self(struct daemon *daemon, struct join *join, Covey__Internal__V1__AcceptResponse **out, struct error *err)
@@ -479,8 +489,10 @@ static int join_run(struct op *op, struct error *err)
     }
     token_text_free(&token);
     int status = cert_fingerprint(request->cluster_certificate, join.fingerprint, err);
+    status = status == STATUS_OK ? forming_begin(err) : status; /* two requests at once would exchange the database under each other */
     if (status == STATUS_OK) {
-        status = join_steps(daemon, &join, request, err);
+        status = daemon_clustered(daemon) ? error_set(err, STATUS_INVALID_ARGUMENT, "This server is already clustered") : join_steps(daemon, &join, request, err);
+        forming_end();
     }
     join_clear(&join);
     return status;
@@ -555,9 +567,14 @@ int join_start(struct rpc_call *call, const ProtobufCMessage *message, Covey__V1
     return op_create_local(call, &spec, operation, err);
 }
 
+static bool resume_begun; /* set before the thread starts */
+
 static void *resume_main(void *ud)
 {
     struct daemon *daemon = ud;
+    while (!resume_begun && forming_begin(NULL) != STATUS_OK) { /* an interrupted bootstrap that goes on, too: bounded */
+        usleep(JOIN_PAUSE_MS * 1000);
+    }
     struct join join = {0};
     json_t *keep = NULL;
     arena_init(&join.arena);
@@ -575,6 +592,7 @@ static void *resume_main(void *ud)
     }
     join_clear(&join);
     json_decref(keep);
+    forming_end();
     return NULL;
 }
 
@@ -584,6 +602,7 @@ int join_resume(struct daemon *daemon, struct error *err)
     bool any = text != NULL;
     free(text);
     pthread_t thread;
+    resume_begun = any && forming_begin(NULL) == STATUS_OK; /* before the first request can come */
     if (any && (pthread_create(&thread, NULL, resume_main, daemon) != 0 || pthread_detach(thread) != 0)) {
         return error_set(err, STATUS_INTERNAL, "cannot start a thread");
     }

@@ -178,18 +178,27 @@ static const char *pool_option(const Covey__Internal__V1__PoolSpec *pool, const 
 /* Pools that the joiner has under the same name must fit; the others it makes from what it is told. */
 static int check_pools(struct sql *sql, struct accept *in, struct error *err)
 {
-    size_t capacity = 64;
+    const size_t capacity = 64;
+    bool more = false;
     Covey__Internal__V1__AcceptResponse *out = in->out;
     out->pools = arena_alloc(in->arena, capacity * sizeof *out->pools);
     struct sql_stmt *s = sql_query(sql, "SELECT id, name, driver FROM storage_pools WHERE state = 1 ORDER BY name", "");
-    while (sql_next(s) && out->n_pools < capacity) {
+    while (!more && sql_next(s)) {
+        if (out->n_pools == capacity) {
+            more = true;
+            break;
+        }
         Covey__Internal__V1__PoolSpec *pool = arena_alloc(in->arena, sizeof *pool);
         covey__internal__v1__pool_spec__init(pool);
         pool->name = arena_strdup(in->arena, sql_text(s, 1));
         pool->driver = arena_strdup(in->arena, sql_text(s, 2));
-        pool->config = arena_alloc(in->arena, 64 * sizeof *pool->config);
+        pool->config = arena_alloc(in->arena, capacity * sizeof *pool->config);
         struct sql_stmt *c = sql_query(sql, "SELECT key, value FROM storage_pools_config WHERE storage_pool_id = ?1 AND node_id IS NULL ORDER BY key", "i", sql_int(s, 0));
-        while (sql_next(c) && pool->n_config < 64) {
+        while (!more && sql_next(c)) {
+            if (pool->n_config == capacity) {
+                more = true;
+                break;
+            }
             Covey__Internal__V1__PoolSpec__ConfigEntry *entry = arena_alloc(in->arena, sizeof *entry);
             covey__internal__v1__pool_spec__config_entry__init(entry);
             entry->key = arena_strdup(in->arena, sql_text(c, 0));
@@ -204,6 +213,9 @@ static int check_pools(struct sql *sql, struct accept *in, struct error *err)
     }
     if (sql_done(s, err) != STATUS_OK) {
         return err->code;
+    }
+    if (more) {
+        return error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %zu storage pools, or keys of one", capacity);
     }
     for (size_t i = 0; i < out->n_pools; i++) {
         const Covey__Internal__V1__PoolSpec *have = NULL;
