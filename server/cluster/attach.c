@@ -219,6 +219,7 @@ static void on_stream_done(struct rpc_call *call, void *ud)
     }
     pthread_cond_broadcast(&attach.changed);
     pthread_mutex_unlock(&attach.lock);
+    rpc_call_unref(call); /* the handler's; the hook runs once for every stream */
 }
 
 static int serve_attach(struct rpc_call *call, const ProtobufCMessage *request, ProtobufCMessage **response, struct error *err, void *ud)
@@ -226,8 +227,10 @@ static int serve_attach(struct rpc_call *call, const ProtobufCMessage *request, 
     if (!daemon_leads(attach.daemon)) {
         return error_not_leader(err, daemon_leader_id(attach.daemon));
     }
+    rpc_call_ref(call); /* the hook may run at once */
     rpc_call_on_done(call, on_stream_done, NULL);
     rpc_on_message(call, on_report, NULL);
+    rpc_call_unref(call);
     return RPC_LATER;
 }
 
