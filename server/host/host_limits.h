@@ -8,6 +8,8 @@ enum {
     HELPER_STOP_MS_MAX = 60 * 1000,
     HELPER_QUICK_MS_MAX = 15 * 1000, /* halt, freeze, state, list */
     HELPER_SETTLE_MS_MAX = 30 * 1000,
+    HELPER_LOAD_MS_MAX = 5 * 1000,   /* list of all at the daemon's start; what it did not tell is asked one by one */
+    HOST_SETTLE_AGAIN_MS = 30 * 1000, /* after a container's monitor did not answer */
     HELPER_UNPACK_MS_MAX = 30 * 60 * 1000,
     HELPER_REMOVE_MS_MAX = 30 * 60 * 1000,
     HELPER_METADATA_MS_MAX = 5 * 60 * 1000,

@@ -44,7 +44,8 @@ struct instance {
     int pidfd;           /* of the init, watched; -1 */
     int64_t changed_at;
     uint64_t generation; /* counts changes of status */
-    bool unsettled;      /* has an init that could not be watched any more */
+    bool unsettled;      /* what it does must be asked: an init that could not be watched, or a question without an answer */
+    int64_t settle_at;   /* not before (monotonic ms) */
     bool busy;           /* an operation works on it */
     char operation[64];  /* of the last start */
     struct volatile_key *started; /* what that start answered */

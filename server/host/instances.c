@@ -141,10 +141,12 @@ static void set_status(struct host *host, struct instance *one, int status, int6
     one->status = status;
     one->pid = pid;
     one->generation++;
+    one->unsettled = false;
     if (pid > 0 && one->pidfd < 0) {
         one->pidfd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
         struct epoll_event event = {.events = EPOLLIN, .data.fd = one->pidfd};
         if (one->pidfd < 0 || epoll_ctl(host->epoll_fd, EPOLL_CTL_ADD, one->pidfd, &event) < 0) {
+            one->settle_at = 0;
             one->unsettled = true; /* it ended before we could watch it: the watcher finds out what became of it */
             log_info("host.watch", "instance=%s pid=%lld errno=%d", one->key, (long long)pid, errno);
             wake_watcher(host);
@@ -158,6 +160,15 @@ static void set_status(struct host *host, struct instance *one, int status, int6
     *event = (struct status_event){NULL, xstrdup(one->project), xstrdup(one->name), status, pid, one->changed_at};
     *host->events_tail = event;
     host->events_tail = &event->next;
+    wake_watcher(host);
+}
+
+/* What the container does is not known: the watcher has it asked, not before `after_ms`. */
+static void unsettle(struct host *host, struct instance *one, int64_t after_ms)
+{
+    set_status(host, one, INSTANCE_ERROR, 0);
+    one->unsettled = true;
+    one->settle_at = time_mono_ms() + after_ms;
     wake_watcher(host);
 }
 
@@ -276,13 +287,21 @@ struct settle {
     uint64_t generation;
 };
 
-/* A thread's work: the init of a container died; is it stopped or did it reboot? */
+static bool stopping(struct host *host)
+{
+    pthread_mutex_lock(&host->lock);
+    bool yes = host->stopping;
+    pthread_mutex_unlock(&host->lock);
+    return yes;
+}
+
+/* A thread's work: the init of a container died; is it stopped or did it reboot? A monitor that does not answer is asked again later. */
 static void settle_run(struct host *host, void *arg)
 {
     struct settle *settle = arg;
     int64_t pid = 0;
     int status = INSTANCE_ERROR;
-    for (int i = 0; i < SETTLE_TRIES && status == INSTANCE_ERROR; i++) {
+    for (int i = 0; i < SETTLE_TRIES && status == INSTANCE_ERROR && !stopping(host); i++) {
         json_t *in = container_args(host, settle->key), *answer = NULL;
         struct error err = ERROR_INIT;
         json_object_set_new(in, "pid", json_integer(settle->pid));
@@ -294,8 +313,12 @@ static void settle_run(struct host *host, void *arg)
     }
     pthread_mutex_lock(&host->lock);
     struct instance *one = find(host, settle->key);
-    if (one && one->generation == settle->generation) /* else someone knows better meanwhile */
-        set_status(host, one, status, pid);
+    if (one && one->generation == settle->generation) { /* else someone knows better meanwhile */
+        if (status == INSTANCE_ERROR)
+            unsettle(host, one, HOST_SETTLE_AGAIN_MS);
+        else
+            set_status(host, one, status, pid);
+    }
     pthread_mutex_unlock(&host->lock);
     free(settle->key);
     free(settle);
@@ -305,9 +328,10 @@ static void settle_run(struct host *host, void *arg)
 static struct settle *init_died(struct host *host, int fd)
 {
     struct instance *one, *next;
+    int64_t now = time_mono_ms();
     HASH_ITER(hh, host->instances, one, next)
     {
-        if (fd < 0 ? !one->unsettled : one->pidfd != fd)
+        if (fd < 0 ? !one->unsettled || one->settle_at > now : one->pidfd != fd)
             continue;
         one->unsettled = false;
         unwatch(host, one);
@@ -438,27 +462,32 @@ int instances__load(struct host *host, struct error *err)
     pthread_mutex_unlock(&host->lock);
     closedir(dir);
     json_t *answer = NULL, *in = json_pack("{s:s, s:o}", "lxcpath", path, "names", names);
-    int64_t limit = HELPER_QUICK_MS_MAX + (int64_t)json_array_size(names) * 100;
-    int rc = json_array_size(names) ? host__helper(host, "list", json_incref(in), limit, &answer, err) : STATUS_OK;
+    int64_t limit = HELPER_LOAD_MS_MAX + (int64_t)json_array_size(names) * 100;
+    struct error why = ERROR_INIT;
+    if (json_array_size(names) && host__helper(host, "list", json_incref(in), limit, &answer, &why))
+        log_warn("host.list", "text=\"%s\"", why.text); /* one monitor that hangs must not keep the member from starting */
     json_decref(in);
     free(path);
     size_t i, running = 0;
     const json_t *item;
     pthread_mutex_lock(&host->lock);
+    for (struct instance *one = answer ? NULL : host->instances; one; one = one->hh.next)
+        unsettle(host, one, 0);
     json_array_foreach(json_object_get(answer, "containers"), i, item)
     {
         struct instance *one = find(host, json_string_value(json_object_get(item, "name")));
         int64_t pid;
         int status = status_of(item, &pid);
-        if (one)
+        if (one && status == INSTANCE_STOPPED && !str_eq(json_string_value(json_object_get(item, "state")), "STOPPED"))
+            unsettle(host, one, 0); /* a start or stop of the daemon before this one is half way */
+        else if (one)
             set_status(host, one, status, pid);
         running += status != INSTANCE_STOPPED;
     }
     pthread_mutex_unlock(&host->lock);
     json_decref(answer);
-    if (!rc)
-        log_info("host.start", "instances=%u running=%zu cgroup=%s", HASH_COUNT(host->instances), running, host->cgroup2 ? "v2" : "v1");
-    return rc;
+    log_info("host.start", "instances=%u running=%zu cgroup=%s", HASH_COUNT(host->instances), running, host->cgroup2 ? "v2" : "v1");
+    return STATUS_OK;
 }
 
 void instances__clear(struct host *host)
@@ -553,6 +582,8 @@ int instances__delete(struct host *host, const InstanceSpec *spec, struct error 
     rc = enter(host, spec, true, &one, err); /* what is not known may still have left folders */
     if (!rc && alive(look(host, one, NULL)))
         rc = error_set(err, STATUS_FAILED_PRECONDITION, "Instance is running");
+    else if (!rc && look(host, one, NULL) == INSTANCE_ERROR) /* its processes may still use the volume */
+        rc = error_set(err, STATUS_FAILED_PRECONDITION, "Instance does not tell whether it runs: stop it by force first");
     else if (!rc && spec->pool)
         rc = pools__volume_delete(host, spec->pool, key, err);
     char *run = place(host, "containers", key), *logs = place(host, "logs", key);
@@ -665,7 +696,8 @@ int instances__start(struct host *host, const InstanceSpec *spec, struct arena *
         rc = enter(host, spec, true, &one, err);
     if (rc)
         return rc;
-    if (alive(look(host, one, NULL))) {
+    int before = look(host, one, NULL);
+    if (alive(before)) {
         pthread_mutex_lock(&host->lock);
         if (!str_empty(spec->operation) && str_eq(one->operation, spec->operation))
             start_answer(one, arena, out);
@@ -681,14 +713,18 @@ int instances__start(struct host *host, const InstanceSpec *spec, struct arena *
     int64_t pid = 0;
     change(host, one, INSTANCE_STARTING, 0);
     rc = start_files(host, spec, one->key, run, logs, &keys, &key_count, err);
-    if (!rc)
-        rc = start_helper(host, one->key, logs, &pid, err);
+    bool unclear = before == INSTANCE_ERROR;
+    if (!rc && (rc = start_helper(host, one->key, logs, &pid, err)))
+        unclear = unclear || rc == STATUS_FAILED_PRECONDITION || rc == STATUS_DEADLINE_EXCEEDED; /* runs by a former daemon's start; monitor hangs */
     pthread_mutex_lock(&host->lock);
     forget_started(one);
     one->started = keys;
     one->started_count = key_count;
     snprintf(one->operation, sizeof(one->operation), "%s", rc ? "" : spec->operation);
-    set_status(host, one, rc || pid <= 0 ? INSTANCE_STOPPED : INSTANCE_RUNNING, rc || pid <= 0 ? 0 : pid);
+    if (rc && unclear)
+        unsettle(host, one, 0);
+    else
+        set_status(host, one, rc || pid <= 0 ? INSTANCE_STOPPED : INSTANCE_RUNNING, rc || pid <= 0 ? 0 : pid);
     if (!rc)
         start_answer(one, arena, out);
     release(host, one);
@@ -709,8 +745,10 @@ static int stop_by_force(struct host *host, struct instance *one, struct error *
     pthread_mutex_lock(&host->lock);
     if (!rc)
         set_status(host, one, INSTANCE_STOPPED, 0);
+    else if (one->status == INSTANCE_STOPPING && one->pid > 0)
+        set_status(host, one, INSTANCE_RUNNING, one->pid);
     else if (one->status == INSTANCE_STOPPING)
-        set_status(host, one, one->pid > 0 ? INSTANCE_RUNNING : INSTANCE_ERROR, one->pid);
+        unsettle(host, one, 0);
     release(host, one);
     pthread_mutex_unlock(&host->lock);
     return rc;

@@ -77,6 +77,40 @@ static void test_survives_daemon(void **state)
     OK(world_call("DeleteInstance", &spec->base, NULL));
 }
 
+static pid_t parent_of(int64_t pid)
+{
+    char line[256] = "";
+    FILE *file = fopen(arena_printf(&w.arena, "/proc/%lld/status", (long long)pid), "re");
+    int parent = 0;
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file) && sscanf(line, "PPid: %d", &parent) != 1)
+        ;
+    fclose(file);
+    return parent;
+}
+
+/* A monitor that hangs keeps neither the member from starting nor its volume from being kept; it is asked again until it answers. */
+static void test_hanging_monitor(void **state)
+{
+    NEEDS_ROOT();
+    Spec *spec = spec_of("default", "c1");
+    int64_t pid = 0;
+    OK(create(spec, w.image));
+    OK(start(spec, &pid));
+    pid_t monitor = parent_of(pid);
+    assert_true(monitor > 1 && monitor != getpid());
+    world_down();
+    assert_int_equal(kill(monitor, SIGSTOP), 0);
+    world_up();
+    assert_int_equal(status_code("c1"), 112);
+    FAILS(STATUS_FAILED_PRECONDITION, "stop it by force first", world_call("DeleteInstance", &spec->base, NULL));
+    assert_int_equal(kill(monitor, SIGCONT), 0);
+    WAIT_FOR(status_code("c1") == 103);
+    assert_int_equal(state_of(spec)->pid, pid);
+    OK(stop(spec, true, -1));
+    OK(world_call("DeleteInstance", &spec->base, NULL));
+}
+
 static void test_clean_stop_and_reboot(void **state)
 {
     NEEDS_ROOT();
@@ -209,8 +243,8 @@ static void test_leftovers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_life), cmocka_unit_test(test_survives_daemon), cmocka_unit_test(test_clean_stop_and_reboot),
-        cmocka_unit_test(test_freeze), cmocka_unit_test(test_refused), cmocka_unit_test(test_watch), cmocka_unit_test(test_leftovers),
+        cmocka_unit_test(test_life), cmocka_unit_test(test_survives_daemon), cmocka_unit_test(test_hanging_monitor),
+        cmocka_unit_test(test_clean_stop_and_reboot), cmocka_unit_test(test_freeze), cmocka_unit_test(test_refused), cmocka_unit_test(test_watch), cmocka_unit_test(test_leftovers),
     };
     return cmocka_run_group_tests(tests, world_setup, world_teardown);
 }
