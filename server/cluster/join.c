@@ -213,7 +213,9 @@ static int make_pools(struct daemon *daemon, struct join *join, const Covey__Int
         Covey__Internal__V1__PoolSpec *pool = accepted->pools[i];
         Covey__Internal__V1__PoolSpec spec = *pool;
         spec.config = arena_alloc(&join->arena, (pool->n_config + request->n_member_config + 1) * sizeof *spec.config);
-        memcpy(spec.config, pool->config, pool->n_config * sizeof *spec.config);
+        for (size_t k = 0; k < pool->n_config; k++) {
+            spec.config[k] = pool->config[k];
+        }
         for (size_t k = 0; k < request->n_member_config; k++) {
             const Covey__V1__MemberConfigKey *given = request->member_config[k];
             if (strcmp(given->entity, "storage-pool") == 0 && strcmp(given->name, pool->name) == 0 && !str_empty(given->value)) {

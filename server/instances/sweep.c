@@ -104,7 +104,9 @@ static bool autostart_list(struct daemon *daemon, struct arena *arena, Covey__V1
             (*out)[(*count)++] = one;
         }
     }
-    qsort(*out, *count, sizeof **out, by_priority);
+    if (*count > 1) {
+        qsort(*out, *count, sizeof **out, by_priority);
+    }
     return true;
 }
 
