@@ -5,10 +5,12 @@
 
 enum { CERTIFICATE_BYTES_MAX = 1 << 20 };
 
-/* Server keys always hold a dot, instance names never. "remote:" alone means the server there. */
+/* Server keys always hold a dot, instance names never. "remote:" alone means the server there. The value in key=value may hold colons. */
 static bool names_instance(const char *arg)
 {
     const char *colon = strchr(arg, ':');
+    if (colon && memchr(arg, '=', (size_t)(colon - arg)))
+        return false;
     const char *name = colon ? colon + 1 : arg;
     return *name && !strchr(name, '.') && !strchr(name, '=');
 }

@@ -128,7 +128,10 @@ int run_monitor(struct cli *cli, struct error *err)
     ProtobufCMessage *message;
     while (!status && !(status = client_stream_receive(stream, &message, err))) {
         json_t *event = client_json(message, err);
-        status = event ? print_event(format, event, err) : (int)err->code;
+        if (!event)
+            status = (int)err->code;
+        else if (*json_text(event, "type")) /* the first message only says that the watch has begun */
+            status = print_event(format, event, err);
         json_decref(event);
     }
     if (status == STATUS_OUT_OF_RANGE && !(status = rpc_status(stream->call, err)))

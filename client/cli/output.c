@@ -198,7 +198,7 @@ int table_render_compact(const struct table *table, struct buf *out, struct erro
     } else if (ok) {
         ok = !scols_print_table_to_string(scols, &text);
         if (ok)
-            buf_puts(out, text);
+            buf_printf(out, "%s\n", text); /* libsmartcols leaves out the last line's end */
     }
     free(text);
     scols_unref_table(scols);

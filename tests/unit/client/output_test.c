@@ -70,7 +70,7 @@ static void compact(void **state)
     assert_null(strchr(out.data, '+'));
     assert_null(strchr(out.data, '|'));
     assert_non_null(strstr(out.data, "NAME   ROLES\n"));
-    assert_non_null(strstr(out.data, "node2  c"));
+    assert_non_null(strstr(out.data, "node2  c\n"));
     assert_non_null(strstr(out.data, "n1     a\n       b"));
     buf_free(&out);
     table_free(&table);
