@@ -4,6 +4,7 @@
 
 #include "server/daemon/etag.h"
 #include "server/events/events.h"
+#include "server/instances/filter.h"
 #include "server/services.h"
 #include <stdlib.h>
 #include <string.h>
@@ -104,21 +105,40 @@ static int read_all(struct sql *sql, void *ud, struct error *err)
     return status == STATUS_OK ? done : status;
 }
 
+/* Keeps what matches; the images are loaded in full. */
+static int apply_filter(const char *text, struct lookup *in, struct error *err)
+{
+    struct filter *filter = NULL;
+    size_t kept = 0;
+    int status = filter_parse(text, &filter, err);
+    for (size_t i = 0; i < in->count && status == STATUS_OK; i++) {
+        struct buf json = {0};
+        codec_to_json(&in->images[i]->base, &json);
+        json_t *object = json_loads(json.data, 0, NULL);
+        if (filter_match(filter, object)) {
+            in->images[kept++] = in->images[i];
+        }
+        json_decref(object);
+        buf_free(&json);
+    }
+    in->count = kept;
+    filter_free(filter);
+    return status;
+}
+
 static int list_images(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__V1__ListImagesRequest *request = (const Covey__V1__ListImagesRequest *)message;
-    struct lookup in = {.arena = rpc_arena(call), .project = project_or_default(request->project), .full = request->recursion > 0};
+    struct lookup in = {.arena = rpc_arena(call), .project = project_or_default(request->project), .full = request->recursion > 0 || !str_empty(request->filter)};
     in.public_only = image_public_only(call, in.project);
-    if (!str_empty(request->filter)) {
-        return error_set(err, STATUS_UNIMPLEMENTED, "not implemented: filter");
-    }
     int status = daemon_read(the_daemon, DB_LINEARIZABLE, read_all, &in, NULL, err);
+    status = status == STATUS_OK && !str_empty(request->filter) ? apply_filter(request->filter, &in, err) : status;
     if (status != STATUS_OK) {
         return status;
     }
     Covey__V1__ListImagesResponse *out = arena_alloc(in.arena, sizeof *out);
     covey__v1__list_images_response__init(out);
-    if (in.full) {
+    if (request->recursion > 0) {
         out->images = in.images;
         out->n_images = in.count;
     } else {
