@@ -30,6 +30,7 @@ struct peer { /* leader's knowledge of a member; `lock` */
     uint64_t events_sent;
     uint64_t view_sent;
     bool stopping;
+    bool told; /* it has reported all its instances to this leadership: what is not among them is stopped, before that unknown */
     struct instance_entry *instances;
     UT_hash_handle hh;
 };
@@ -197,6 +198,7 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     peer->stopping = report->stopping;
     if (report->instances_complete) {
         instances_clear(peer);
+        peer->told = true;
     }
     for (size_t i = 0; i < report->n_instances; i++) {
         instance_put(peer, report->instances[i]);
@@ -333,6 +335,7 @@ void attach_lead(struct daemon *daemon, bool leader)
             peer_get(view->message->members[i]->id);
         }
         struct peer *self = peer_get(daemon_id(daemon));
+        self->told = true;
         for (size_t i = 0; i < own_count; i++) {
             instance_put(self, own[i]);
         }
@@ -414,6 +417,9 @@ int64_t instance_status(struct daemon *daemon, uint64_t member, const char *proj
     struct instance_entry *entry = NULL;
     if (peer != NULL) {
         HASH_FIND_STR(peer->instances, key, entry);
+    }
+    if (entry == NULL && peer != NULL && !peer->told) {
+        status = ERROR_CODE;
     }
     if (entry != NULL) {
         status = entry->status;

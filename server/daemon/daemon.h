@@ -70,7 +70,8 @@ bool member_online(struct daemon *daemon, uint64_t id);
 /* Calls a covey.internal.v1.Agent method on a member; UNAVAILABLE when it is offline. timeout_ms 0 = AGENT_TIMEOUT_MS, -1 = none. */
 int agent_call(struct daemon *daemon, uint64_t member, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response, struct arena *arena,
                int64_t timeout_ms, struct error *err);
-/* Live status of an instance as its member reported it (leader only): code of spec/api.md 1.3; 112 (Error) when the member is offline, 102 when unknown. */
+/* Live status of an instance as its member reported it (leader only): code of spec/api.md 1.3; 112 (Error) when the member is offline or
+ * has not yet reported to this leader, 102 when its report does not name the instance. */
 int64_t instance_status(struct daemon *daemon, uint64_t member, const char *project, const char *name, int64_t *pid);
 /* What an agent has just answered about an instance, ahead of its member's next report: whoever asks after an operation must not see an older state. */
 void instance_status_note(struct daemon *daemon, uint64_t member, const char *project, const char *name, int64_t status_code);

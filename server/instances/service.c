@@ -52,7 +52,7 @@ bool code_alive(int64_t code)
 int64_t instance_live_status(const struct instance *instance, const Covey__Internal__V1__InstanceSpec *spec, struct arena *arena)
 {
     int64_t code = instance_status(the_daemon, instance->member, instance->project, instance->name, NULL);
-    if (code == CODE_STOPPED) {
+    if (code == CODE_STOPPED || code == CODE_ERROR) { /* stopped, or unknown to a new leader */
         ProtobufCMessage *state = NULL;
         struct error err = ERROR_INIT;
         if (agent_call(the_daemon, instance->member, "GetInstanceState", &spec->base, &state, arena, INSTANCE_STATE_WAIT_MS, &err) == STATUS_OK && state != NULL) {
