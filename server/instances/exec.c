@@ -91,8 +91,8 @@ static int exec_run(struct op *op, struct error *err)
     return str_empty(out->error) ? STATUS_OK : error_set(err, STATUS_FAILED_PRECONDITION, "%.*s", SESSION_ERROR_MAX, out->error);
 }
 
-static const struct op_kind stream_kind = {.type = KIND_EXEC, .description = "Executing command", .class = OP_WEBSOCKET, .may_cancel = true, .run = exec_run};
-static const struct op_kind task_kind = {.type = KIND_EXEC_TASK, .description = "Executing command", .class = OP_TASK, .may_cancel = true, .run = exec_run};
+static const struct op_kind stream_kind = {.type = KIND_EXEC, .description = "Executing command", .class = OP_WEBSOCKET, .may_cancel = true, .session = true, .run = exec_run};
+static const struct op_kind task_kind = {.type = KIND_EXEC_TASK, .description = "Executing command", .class = OP_TASK, .may_cancel = true, .session = true, .run = exec_run};
 
 /* ---- the request ---- */
 

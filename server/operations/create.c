@@ -130,6 +130,15 @@ static int replay(struct rpc_call *call, const char *uuid, Covey__V1__Operation 
     return status;
 }
 
+static size_t sessions_locked(void)
+{
+    size_t count = 0;
+    for (const struct op *op = ops.table; op != NULL; op = op->hh.next) {
+        count += op->kind != NULL && op->kind->session && !op_final(op);
+    }
+    return count;
+}
+
 int op_create(struct rpc_call *call, const struct op_spec *spec, Covey__V1__Operation **out, struct error *err)
 {
     *out = NULL;
@@ -137,6 +146,9 @@ int op_create(struct rpc_call *call, const struct op_spec *spec, Covey__V1__Oper
     int status = op__ready_locked(err);
     if (status == STATUS_OK && HASH_COUNT(ops.table) >= OPERATION_LIVE_MAX) {
         status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d operations", OPERATION_LIVE_MAX);
+    }
+    if (status == STATUS_OK && spec->kind->session && sessions_locked() >= OPERATION_SESSIONS_MAX) {
+        status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d commands run in instances", OPERATION_SESSIONS_MAX);
     }
     pthread_mutex_unlock(&ops.lock);
     if (status != STATUS_OK) {

@@ -13,6 +13,7 @@
 enum {
     OPERATION_KEEP_MS = 5000,
     OPERATION_RUNNING_MAX = 256, /* worker threads; more operations wait as Pending */
+    OPERATION_SESSIONS_MAX = 192, /* of them at most so many run until a user ends them; more are refused: stop and delete must find a worker */
     OPERATION_LIVE_MAX = 10000,
 };
 
@@ -21,12 +22,13 @@ enum op_status { OP_PENDING = 105, OP_RUNNING = 103, OP_CANCELLING = 104, OP_SUC
 
 struct op;
 
-/* Kinds are one table in operations.c (OP_KINDS in kinds.h): numbers are stored, never reused. */
+/* Each module registers its own kinds; numbers are stored, never reused. */
 struct op_kind {
     int type;                /* number stored in the database */
     const char *description; /* spec/api.md 4.1 */
     enum op_class class;
     bool may_cancel;
+    bool session;            /* runs until a user ends it */
     int (*run)(struct op *op, struct error *err); /* NULL for tokens: they end when used, cancelled or expired */
 };
 /* Registers a kind (static storage); at start, before the database opens. */
@@ -72,7 +74,7 @@ void op_on_cancel(struct op *op, void (*fn)(struct op *op, void *ud), void *ud);
 void op_set_metadata(struct op *op, const char *key, json_t *value);
 /* Also changes resources (e.g. a name made up later). */
 void op_set_resources(struct op *op, const char *resources_json);
-/* A database step of this operation: key = uuid "/" step. */
+/* A database step of this operation: key = "op/" uuid "/" step, which no request id can name. */
 int op_write(struct op *op, const char *step, db_write_fn fn, void *ud, struct buf *result, struct error *err);
 
 /* Ends a token operation (class token): status Success when used, Cancelled when revoked. Removes its row in the caller's transaction. */

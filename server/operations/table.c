@@ -304,7 +304,7 @@ int op_write(struct op *op, const char *step, db_write_fn fn, void *ud, struct b
     if (stale) {
         return error_not_leader(err, daemon_leader_id(ops.daemon));
     }
-    int len = snprintf(key, sizeof key, "%s/%s", op->uuid, step);
+    int len = snprintf(key, sizeof key, "op/%s/%s", op->uuid, step);
     covey_assert(len > 0 && (size_t)len < sizeof key);
     return daemon_write(ops.daemon, key, fn, ud, result, NULL, NULL, err);
 }
