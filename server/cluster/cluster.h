@@ -10,6 +10,8 @@
 
 enum {
     REPORT_INTERVAL_MS = 1000,       /* members report at least this often */
+    MEMBER_KEYS_MAX = 256,           /* configuration of one member */
+    MEMBER_GROUPS_MAX = 256,         /* of one member */
     PENDING_MEMBER_KEEP_S = 600,     /* an accepted join that was never completed is forgotten */
     TOKEN_SWEEP_MS = 60000,
     MEMBER_NAME_MAX = 63,

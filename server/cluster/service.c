@@ -104,21 +104,20 @@ static int member_details(struct sql *sql, struct arena *arena, int64_t id, Cove
     if (sql_done(s, err) != STATUS_OK) {
         return err->code;
     }
-    enum { GROUPS_MAX = 256, KEYS_MAX = 256 };
-    s = sql_query(sql, "SELECT name FROM cluster_groups JOIN nodes_cluster_groups ON group_id = cluster_groups.id WHERE node_id = ?1 ORDER BY name LIMIT 256", "i", id);
-    while (sql_next(s)) {
+    s = sql_query(sql, "SELECT name FROM cluster_groups JOIN nodes_cluster_groups ON group_id = cluster_groups.id WHERE node_id = ?1 ORDER BY name", "i", id);
+    while (member->n_groups < MEMBER_GROUPS_MAX && sql_next(s)) { /* no more can be stored: update.c */
         if (member->groups == NULL) {
-            member->groups = arena_alloc(arena, GROUPS_MAX * sizeof *member->groups);
+            member->groups = arena_alloc(arena, MEMBER_GROUPS_MAX * sizeof *member->groups);
         }
         member->groups[member->n_groups++] = arena_strdup(arena, sql_text(s, 0));
     }
     if (sql_done(s, err) != STATUS_OK) {
         return err->code;
     }
-    s = sql_query(sql, "SELECT key, value FROM nodes_config WHERE node_id = ?1 ORDER BY key LIMIT 256", "i", id);
-    while (sql_next(s)) {
+    s = sql_query(sql, "SELECT key, value FROM nodes_config WHERE node_id = ?1 ORDER BY key", "i", id);
+    while (member->n_config < MEMBER_KEYS_MAX && sql_next(s)) {
         if (member->config == NULL) {
-            member->config = arena_alloc(arena, KEYS_MAX * sizeof *member->config);
+            member->config = arena_alloc(arena, MEMBER_KEYS_MAX * sizeof *member->config);
         }
         Covey__V1__Member__ConfigEntry *entry = arena_alloc(arena, sizeof *entry);
         covey__v1__member__config_entry__init(entry);
@@ -166,10 +165,14 @@ static int read_members(struct sql *sql, void *ud, struct error *err)
     list->members = arena_alloc(list->arena, MEMBERS_MAX * sizeof *list->members);
     struct sql_stmt *s = sql_query(sql,
         "SELECT nodes.id, nodes.name, nodes.description, address, state, arch, coalesce(nodes_failure_domains.name, 'default') FROM nodes"
-        " LEFT JOIN nodes_failure_domains ON nodes_failure_domains.id = failure_domain_id WHERE state <> 1 AND (?1 IS NULL OR nodes.name = ?1) ORDER BY nodes.id LIMIT 1024",
+        " LEFT JOIN nodes_failure_domains ON nodes_failure_domains.id = failure_domain_id WHERE state <> 1 AND (?1 IS NULL OR nodes.name = ?1) ORDER BY nodes.id",
         "s", list->only);
     int status = STATUS_OK;
     while (status == STATUS_OK && sql_next(s)) {
+        if (list->count == MEMBERS_MAX) {
+            status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d members", MEMBERS_MAX);
+            break;
+        }
         Covey__V1__Member *member = arena_alloc(list->arena, sizeof *member);
         covey__v1__member__init(member);
         member->server_name = arena_strdup(list->arena, sql_text(s, 1));

@@ -80,6 +80,16 @@ static int set_config(struct sql *sql, int64_t node, const struct update *in, st
     return status;
 }
 
+static int check_counts(struct sql *sql, int64_t node, struct error *err)
+{
+    int64_t keys = 0, groups = 0;
+    int status = sql_get_int(sql, &keys, err, "SELECT count(*) FROM nodes_config WHERE node_id = ?1", "i", node);
+    status = status == STATUS_OK ? sql_get_int(sql, &groups, err, "SELECT count(*) FROM nodes_cluster_groups WHERE node_id = ?1", "i", node) : status;
+    return status == STATUS_OK && (keys > MEMBER_KEYS_MAX || groups > MEMBER_GROUPS_MAX)
+               ? error_set(err, STATUS_INVALID_ARGUMENT, "more than %d configuration keys or %d groups of a member", MEMBER_KEYS_MAX, MEMBER_GROUPS_MAX)
+               : status;
+}
+
 static int update_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
 {
     struct update *in = ud;
@@ -101,7 +111,10 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
     if (status == STATUS_OK && given(request, "config")) {
         status = set_config(sql, node, in, err);
     }
-    return status == STATUS_OK && given(request, "groups") ? set_groups(sql, node, in, err) : status;
+    if (status == STATUS_OK && given(request, "groups")) {
+        status = set_groups(sql, node, in, err);
+    }
+    return status == STATUS_OK ? check_counts(sql, node, err) : status;
 }
 
 static bool has_role(char *const *roles, size_t count, const char *role)
