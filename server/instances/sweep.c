@@ -78,6 +78,20 @@ static int call_self(struct daemon *daemon, const char *service, const char *met
     return status;
 }
 
+/* Whether the error that a list shows of an own instance is the host's finding, and not the leader's ignorance. */
+static bool in_error_here(struct daemon *daemon, const Covey__V1__Instance *instance, struct arena *arena)
+{
+    Covey__Internal__V1__InstanceStatus **own = NULL;
+    size_t count = 0;
+    host_instances(daemon->host, arena, &own, &count);
+    for (size_t i = 0; i < count; i++) {
+        if (own[i]->status_code == CODE_ERROR && str_eq(own[i]->name, instance->name) && str_eq(own[i]->project, instance->project)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The instances of this member that are to be started, when everything that counts is known: true. */
 static bool autostart_list(struct daemon *daemon, struct arena *arena, Covey__V1__Instance ***out, size_t *count)
 {
@@ -97,8 +111,8 @@ static bool autostart_list(struct daemon *daemon, struct arena *arena, Covey__V1
     *count = 0;
     for (size_t i = 0; i < list->n_instances; i++) {
         Covey__V1__Instance *one = list->instances[i];
-        if (strcmp(one->location, location) == 0 && one->status_code == CODE_ERROR && str_empty(one->type)) {
-            return false; /* the leader has not heard of this member yet */
+        if (strcmp(one->location, location) == 0 && one->status_code == CODE_ERROR && !in_error_here(daemon, one, arena)) {
+            return false; /* the leader has not heard from this member yet */
         }
         if (strcmp(one->location, location) == 0 && wants_start(one)) {
             (*out)[(*count)++] = one;
