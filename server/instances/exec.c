@@ -173,6 +173,9 @@ static int check_running(const struct instance *instance, const Covey__Internal_
     if (code == CODE_FROZEN) {
         return error_set(err, STATUS_FAILED_PRECONDITION, "Instance is frozen");
     }
+    if (code == CODE_ERROR) { /* it may well run */
+        return error_set(err, STATUS_UNAVAILABLE, "The state of the instance is not known: see cluster member %s", instance->member_name);
+    }
     return code_alive(code) ? STATUS_OK : error_set(err, STATUS_FAILED_PRECONDITION, "Instance is not running");
 }
 
