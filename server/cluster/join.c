@@ -183,6 +183,9 @@ static int accept_self(struct daemon *daemon, struct join *join, Covey__Internal
     if (status == STATUS_PERMISSION_DENIED) {
         return error_prefix(err, "Failed to update cluster trust: Failed getting existing certificate");
     }
+    if (status == STATUS_FAILED_PRECONDITION && str_prefix(err->text, "Existing server certificate")) {
+        return error_prefix(err, "Failed to update cluster trust");
+    }
     if (status != STATUS_OK) {
         return error_prefix(err, "Failed request to add member");
     }
@@ -495,6 +498,10 @@ static int join_run(struct op *op, struct error *err)
     if (status == STATUS_OK) {
         status = daemon_clustered(daemon) ? error_set(err, STATUS_INVALID_ARGUMENT, "This server is already clustered") : join_steps(daemon, &join, request, err);
         forming_end();
+        struct error later = ERROR_INIT;
+        if (status != STATUS_OK && worth_repeating(status) && join_resume(daemon, &later) != STATUS_OK) { /* the outcome is open: goes on until it is known */
+            log_error("join.resume", "error=\"%s\"", later.text);
+        }
     }
     join_clear(&join);
     return status;

@@ -258,6 +258,20 @@ static int check_pools(struct sql *sql, struct accept *in, struct error *err)
     return STATUS_OK;
 }
 
+/* A server joins under the name for which it was trusted: a token for one name is none for another. */
+static int check_introduced(struct sql *sql, const char *name, const char *fingerprint, struct error *err)
+{
+    char *known = NULL;
+    int status = sql_get_text(sql, &known, err, "SELECT name FROM certificates WHERE fingerprint = ?1 AND type = 2", "s", fingerprint);
+    if (status == STATUS_NOT_FOUND) {
+        status = error_set(err, STATUS_PERMISSION_DENIED, "not authorized");
+    } else if (status == STATUS_OK && strcmp(known, name) != 0) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "Existing server certificate with different name \"%s\" already in trust store", known);
+    }
+    free(known);
+    return status;
+}
+
 static int accept_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
 {
     struct accept *in = ud;
@@ -268,6 +282,9 @@ static int accept_write(struct sql *sql, void *ud, struct buf *result, struct er
         /* An attempt of the same server that it gave up without telling us must not block the name. */
         status = sql_exec(sql, err, "DELETE FROM nodes WHERE state = 1 AND fingerprint = ?1", "s", in->fingerprint);
         int64_t count = 0;
+        if (status == STATUS_OK) {
+            status = check_introduced(sql, request->name, in->fingerprint, err);
+        }
         if (status == STATUS_OK) {
             status = sql_get_int(sql, &count, err, "SELECT count(*) FROM nodes WHERE name = ?1", "s", request->name);
         }

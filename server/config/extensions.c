@@ -6,7 +6,6 @@
 static const char *const names[] = {
     "api_filtering",
     "certificate_token",
-    "certificate_update",
     "cluster_join_token_expiry",
     "clustering",
     "clustering_architecture",
