@@ -698,6 +698,27 @@ static int join(struct exec_session *s, struct rpc_call *call, ProtobufCMessage 
     return RPC_LATER;
 }
 
+/* host->lock held. How many run; the oldest of too many ended ones is taken out (*old, the caller's reference). */
+static unsigned count_running(struct host *host, struct exec_session **old)
+{
+    unsigned running = 0, ended = 0;
+    struct exec_session **oldest = NULL; /* new ones stand in front */
+    for (struct exec_session **at = &host->sessions; *at; at = &(*at)->next) {
+        pthread_mutex_lock(&(*at)->lock);
+        bool finished = (*at)->finished;
+        pthread_mutex_unlock(&(*at)->lock);
+        running += !finished;
+        ended += finished;
+        oldest = finished ? at : oldest;
+    }
+    *old = NULL;
+    if (ended >= EXEC_REMEMBERED_MAX) {
+        *old = *oldest;
+        *oldest = (*old)->next;
+    }
+    return running;
+}
+
 int exec__handle(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     struct host *host = ud;
@@ -710,12 +731,11 @@ int exec__handle(struct rpc_call *call, const ProtobufCMessage *message, Protobu
     struct exec_session *mine = session_new(host, request, err);
     if (!mine)
         return err->code;
-    unsigned count = 0;
     int rc = STATUS_OK;
+    struct exec_session *old;
     pthread_mutex_lock(&host->lock);
     s = find_locked(host, request->operation); /* a repetition may have come meanwhile */
-    for (struct exec_session *one = host->sessions; one; one = one->next)
-        count++;
+    unsigned count = count_running(host, &old);
     if (!s && (count >= EXEC_SESSIONS_MAX || host->stopping))
         rc = error_set(err, STATUS_RESOURCE_EXHAUSTED, "More than %d commands on this member", EXEC_SESSIONS_MAX);
     if (!s && !rc) {
@@ -724,6 +744,8 @@ int exec__handle(struct rpc_call *call, const ProtobufCMessage *message, Protobu
         atomic_fetch_add(&mine->refs, 1);
     }
     pthread_mutex_unlock(&host->lock);
+    if (old)
+        exec__unref(old);
     if (s || rc) {
         exec__unref(mine);
         exec__unref(mine);

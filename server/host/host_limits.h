@@ -30,7 +30,8 @@ enum {
     IMAGE_YAML_EVENTS_MAX = 200000,
     IMAGE_PROPERTIES_MAX = 1000,
 
-    EXEC_SESSIONS_MAX = 512,         /* running and remembered */
+    EXEC_SESSIONS_MAX = 512,         /* running */
+    EXEC_REMEMBERED_MAX = 1024,      /* ended ones whose results are kept; beyond, the oldest is forgotten before its time */
     EXEC_STREAMS_WAIT_MS = 5000,     /* for the client to connect its streams (spec/api.md 6.1) */
     EXEC_START_MS_MAX = 30 * 1000,   /* from helper start to running command */
     EXEC_RESULT_KEPT_MS = 60 * 1000, /* for a repeated Exec of the same operation */

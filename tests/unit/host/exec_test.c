@@ -1,5 +1,6 @@
 /* Exec through the agent's RPCs: the matrix of spec/api.md 6.1 against one running container. */
 #include "world.h"
+#include "server/host/host_limits.h"
 #include <pthread.h>
 
 static Spec *box;
@@ -417,12 +418,26 @@ static void test_without_streams(void **state)
     assert_string_equal(s->error, "Instance is not running");
 }
 
+/* Ended commands, whose results are kept for a minute, take no place from new ones. */
+static void test_many_in_turn(void **state)
+{
+    NEEDS_ROOT();
+    static const char *const command[] = {"true", NULL};
+    for (int i = 0; i <= EXEC_SESSIONS_MAX; i++) {
+        struct session *s = session_new(false, false, command);
+        begin(s);
+        finish(s);
+        if (s->status || s->result)
+            fail_msg("command %d: result %d, status %d %s", i, (int)s->result, s->status, s->error);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_streams), cmocka_unit_test(test_start_failures), cmocka_unit_test(test_signals), cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_slow_reader), cmocka_unit_test(test_terminal), cmocka_unit_test(test_secrets_and_timeout),
-        cmocka_unit_test(test_without_streams),
+        cmocka_unit_test(test_without_streams), cmocka_unit_test(test_many_in_turn),
     };
     return cmocka_run_group_tests(tests, exec_setup, world_teardown);
 }
