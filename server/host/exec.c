@@ -360,7 +360,8 @@ static void take_requests(struct run *run)
         s->width = s->height = 0;
     const struct exec_stream *control = &s->streams[EXEC_CONTROL], *main_out = &s->streams[s->interactive ? EXEC_STDIN : EXEC_STDOUT];
     bool lost = s->wait && (control->used ? control->lost : main_out->lost);
-    bool kill_it = (s->kill || s->cancelled || lost) && !run->killed;
+    /* Not before it runs: a signal that the helper gets earlier finds no command. The wait is bounded by start_until. */
+    bool kill_it = (s->kill || s->cancelled || lost) && run->started && !run->killed;
     pthread_mutex_unlock(&s->lock);
     if (run->master >= 0 && size.ws_col && ioctl(run->master, TIOCSWINSZ, &size) < 0)
         log_debug("exec.resize", "operation=%s errno=%d", s->operation, errno);

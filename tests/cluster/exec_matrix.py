@@ -93,6 +93,18 @@ def exec_matrix():
     run.streams["control"].close()
     assert run.result(20) == 137
     run.close()
+    # All streams lost while the process is being started: the same.
+    gone = []
+    for _ in range(10):
+        run = Execution(cluster[1].rest, "c1", ["sleep", "1000"])
+        for stream in run.streams.values():
+            stream.sock.close()
+        gone.append(run)
+    for run in gone:
+        try:
+            assert run.result(20) == 137
+        except RestError as error:
+            assert error.code in (400, 404), error
     # No stream opened: the operation fails by itself.
     envelope = cluster[1].rest.request("POST", "/1.0/instances/c1/exec", {"command": ["true"], "wait-for-websocket": True}).json
     operation = envelope["operation"].split("?")[0]
