@@ -7,7 +7,10 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <uthash.h>
+
+enum { AGENT_RECONNECT_MS = 2000, AGENT_RETRY_MS = 100 };
 
 struct cached {
     uint64_t id;
@@ -123,7 +126,15 @@ int agent_call(struct daemon *daemon, uint64_t member, const char *method, const
         return err != NULL ? (int)err->code : STATUS_NOT_FOUND;
     }
     struct rpc_options options = {.timeout_ms = timeout_ms == 0 ? AGENT_TIMEOUT_MS : timeout_ms};
-    int status = rpc_unary(channel, "covey.internal.v1.Agent", method, request, response, arena, &options, err);
+    int64_t end = time_mono_ms() + AGENT_RECONNECT_MS;
+    int status;
+    for (;;) { /* agent calls may be repeated; a member that has just come back may not be connected again yet */
+        status = rpc_unary(channel, "covey.internal.v1.Agent", method, request, response, arena, &options, err);
+        if (status != STATUS_UNAVAILABLE || time_mono_ms() >= end || !member_online(daemon, member)) {
+            break;
+        }
+        usleep(AGENT_RETRY_MS * 1000);
+    }
     rpc_channel_unref(channel);
     return status;
 }

@@ -308,10 +308,19 @@ static void accept_one(struct listening *listening)
     hello->watched = (struct watched){HELLO, fd};
     hello->deadline_ms = time_mono_ms() + LISTENER_HELLO_TIMEOUT_MS;
     peer_text(&peer, hello->peer, sizeof hello->peer);
-    if (listener.hello_count >= LISTENER_PENDING_MAX || !watch(&hello->watched, EPOLLIN)) {
+    if (!watch(&hello->watched, EPOLLIN)) {
         close(fd);
         free(hello);
         return;
+    }
+    if (listener.hello_count >= LISTENER_PENDING_MAX) { /* who has said nothing for longest makes room, after this batch of events */
+        struct hello *oldest = listener.hellos;
+        while (oldest != NULL && oldest->deadline_ms == 0) {
+            oldest = oldest->next;
+        }
+        if (oldest != NULL) {
+            oldest->deadline_ms = 0;
+        }
     }
     DL_APPEND(listener.hellos, hello);
     listener.hello_count++;

@@ -8,7 +8,7 @@
 
 enum {
     LISTENER_HELLO_TIMEOUT_MS = 5000,
-    LISTENER_PENDING_MAX = 1024, /* connections whose first bytes are awaited */
+    LISTENER_PENDING_MAX = 1024, /* connections whose first bytes are awaited; beyond, the oldest is closed */
     LISTENER_PIPES_MAX = 4096,   /* gRPC connections */
 };
 
