@@ -56,7 +56,7 @@ def scenario_tests(folder):
 
 def environment(**more):
     path = os.path.join(HERE, "cluster")
-    options = {"TSAN_OPTIONS": f"suppressions={os.path.join(HERE, 'tsan.supp')}:second_deadlock_stack=1", "LSAN_OPTIONS": "print_suppressions=0"}
+    options = {"TSAN_OPTIONS": f"suppressions={os.path.join(HERE, 'tsan.supp')}:second_deadlock_stack=1:ignore_noninstrumented_modules=1", "LSAN_OPTIONS": "print_suppressions=0"}
     return dict(options | dict(os.environ), PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", **more)
 
 

@@ -23,9 +23,9 @@ static struct {
     pthread_t thread;
     struct net_frame *head, **tail;
     bool stop;
-    bool cut[NODES_MAX + 1]; /* nothing from or to it */
-    unsigned loss_percent;
-    unsigned chunks; /* InstallSnapshot frames seen */
+    atomic_bool cut[NODES_MAX + 1]; /* nothing from or to it */
+    atomic_uint loss_percent;
+    atomic_uint chunks; /* InstallSnapshot frames seen */
     unsigned seed;
 } net = {.mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 
@@ -37,11 +37,12 @@ struct member {
     pthread_mutex_t mutex;
     struct buf state;
     uint64_t applied_index;
-    bool leader;
-    uint64_t leader_id;
-    unsigned restored;
+    /* atomic: writers and tests look while the member runs, stops and starts */
+    atomic_bool leader;
+    _Atomic uint64_t leader_id;
+    atomic_uint restored;
     pthread_rwlock_t alive; /* the network reads, start and stop write */
-    struct raft_node *node;
+    _Atomic(struct raft_node *) node;
     unsigned snapshot_entries;
 };
 

@@ -22,7 +22,7 @@ static struct world {
     struct identity identity;
     unsigned port[3]; /* by member */
     uint64_t id;
-    struct raft_transport *transport;
+    _Atomic(struct raft_transport *) transport; /* frames may come before serve() has it */
     atomic_uint received, disorder;
     atomic_ulong last;
     int feed; /* the peer ends when this is closed */
@@ -73,7 +73,10 @@ static void receive(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFram
         result.round = frame->read_probe->round;
         answer.kind_case = COVEY__INTERNAL__V1__RAFT_FRAME__KIND_READ_PROBE_RESULT;
         answer.read_probe_result = &result;
-        raft_transport_send(w.transport, peer, &answer);
+        struct raft_transport *transport = atomic_load(&w.transport);
+        if (transport != NULL) { /* a lost answer: the prober asks again */
+            raft_transport_send(transport, peer, &answer);
+        }
     } else if (frame->kind_case == COVEY__INTERNAL__V1__RAFT_FRAME__KIND_READ_PROBE_RESULT) {
         uint64_t round = frame->read_probe_result->round;
         if (round <= atomic_load(&w.last)) {
