@@ -250,12 +250,8 @@ static int forward(struct rpc_call *call, struct rpc_channel *channel, struct er
     struct md_list metadata = {0};
     int rc;
 
-    if (call->forwarded >= RPC_FORWARDS_MAX) { /* while leadership moves: the first member asks again */
-        error_set(err, STATUS_UNAVAILABLE, "the call was forwarded %u times: the members disagree about where it runs", call->forwarded);
-        if (err != NULL)
-            err->not_leader = call->method->route == RPC_ROUTE_LEADER;
-        return STATUS_UNAVAILABLE;
-    }
+    if (call->forwarded >= RPC_FORWARDS_MAX)
+        return error_set(err, STATUS_UNAVAILABLE, "the call was forwarded %u times: the members disagree about where it runs", call->forwarded);
     rc = build_metadata(call, &metadata, err);
     if (rc == STATUS_OK) {
         if (call->method->client_streaming || call->method->server_streaming)
