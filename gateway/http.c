@@ -17,7 +17,13 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { HTTP_BACKLOG = 512, HTTP_STACK_BYTES = 256 << 10, HTTP_USER_NAME_BYTES = 4096 };
+enum { HTTP_BACKLOG = 512, HTTP_USER_NAME_BYTES = 4096 };
+/* The deepest JSON that jansson takes needs 164 KiB. Sanitizers need several times as much. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { HTTP_STACK_BYTES = 2 << 20 };
+#else
+enum { HTTP_STACK_BYTES = 256 << 10 };
+#endif
 
 static struct MHD_Daemon *server_unix, *server_tls;
 static char *socket_path;

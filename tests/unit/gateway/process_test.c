@@ -15,8 +15,11 @@ static pid_t start(int *input, const char *flag)
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, pipe_fds[0], 0);
     char *const argv[] = {GATEWAY_BINARY, "--dir", dir, (char *)flag, NULL};
-    char *const envp[] = {"COVEY_LOG=error", NULL};
+    const char *sanitizer = getenv("TSAN_OPTIONS"); /* an instrumented gateway needs the same suppressions as this test */
+    char *options = sanitizer != NULL ? xasprintf("TSAN_OPTIONS=%s", sanitizer) : NULL;
+    char *const envp[] = {"COVEY_LOG=error", options, NULL};
     assert_int_equal(posix_spawn(&pid, GATEWAY_BINARY, &actions, NULL, argv, envp), 0);
+    free(options);
     posix_spawn_file_actions_destroy(&actions);
     close(pipe_fds[0]);
     *input = pipe_fds[1];
