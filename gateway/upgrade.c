@@ -66,6 +66,16 @@ static bool is_hello(struct websocket *ws, bool says_nothing, bool *stop)
     return first && says_nothing;
 }
 
+static bool last_message(struct websocket *ws)
+{
+    pthread_mutex_lock(&ws->lock);
+    ws->messages_done = true;
+    wake_locked(ws);
+    pthread_mutex_unlock(&ws->lock);
+    websocket_unref(ws);
+    return false;
+}
+
 static bool on_event(struct rpc_call *call, const ProtobufCMessage *message, void *ud)
 {
     struct websocket *ws = ud;
@@ -73,10 +83,8 @@ static bool on_event(struct rpc_call *call, const ProtobufCMessage *message, voi
     struct buf json = {0};
     bool stop;
     (void)call;
-    if (event == NULL) {
-        websocket_unref(ws);
-        return false;
-    }
+    if (event == NULL)
+        return last_message(ws);
     if (is_hello(ws, str_empty(event->type), &stop))
         return false;
     codec_to_json(message, &json);
@@ -90,10 +98,8 @@ static bool on_frame(struct rpc_call *call, const ProtobufCMessage *message, voi
     struct buf data = {0};
     bool stop, more = true;
     (void)call;
-    if (frame == NULL) {
-        websocket_unref(ws);
-        return false;
-    }
+    if (frame == NULL)
+        return last_message(ws);
     if (is_hello(ws, frame->data.len == 0 && !frame->end && str_empty(frame->control), &stop))
         return false;
     if (frame->data.len > 0) {

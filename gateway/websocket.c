@@ -98,7 +98,7 @@ static bool fill(struct websocket *ws, bool *finished)
         struct ws_message *message = ws->out_head;
         bool room = wslay_event_get_queued_msg_length(ws->wslay) < WS_BATCH_BYTES;
         if (message == NULL || !room) {
-            *finished = message == NULL && ws->call_done;
+            *finished = message == NULL && ws->call_done && ws->messages_done;
             bool resume = ws->paused && ws->out_bytes < GATEWAY_WS_OUT_BYTES_LOW;
             if (resume)
                 ws->paused = false;

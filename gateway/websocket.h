@@ -24,7 +24,7 @@ struct websocket {
     pthread_mutex_t lock; /* protects the following up to the blank line */
     struct request *request; /* to wake; NULL after the upgrade or the end of the request */
     bool hello;              /* the daemon has attached us */
-    bool call_done, upgraded;
+    bool call_done, messages_done, upgraded; /* the call's status may be known before its last messages have been read */
     bool closed;             /* the client is gone: messages are thrown away */
     bool paused;             /* the call's messages wait for room */
     bool pump_posted;
