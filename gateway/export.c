@@ -15,7 +15,8 @@ struct export {
 
     pthread_mutex_t lock; /* protects the following */
     struct request *request;
-    bool ready, done, paused, bad;
+    bool ready, paused, bad;
+    bool ended, all_read, done; /* its status is here; its last message was given to us; both: the status may overtake messages */
     size_t file_count, file; /* which one is being received */
     char *names[EXPORT_FILES_MAX];
     uint64_t sizes[EXPORT_FILES_MAX], total; /* total: of the HTTP body */
@@ -100,13 +101,24 @@ static void wake_locked(struct export *e)
         request_wake(e->request);
 }
 
+/* Gives back the reference of that part of the call. */
+static void part_over(struct export *e, bool *part)
+{
+    pthread_mutex_lock(&e->lock);
+    *part = true;
+    e->done = e->ended && e->all_read;
+    wake_locked(e);
+    pthread_mutex_unlock(&e->lock);
+    export_unref(e);
+}
+
 static bool on_message(struct rpc_call *call, const ProtobufCMessage *message, void *ud)
 {
     struct export *e = ud;
     const Covey__V1__ExportImageResponse *in = (const Covey__V1__ExportImageResponse *)message;
     (void)call;
     if (in == NULL) {
-        export_unref(e);
+        part_over(e, &e->all_read);
         return false;
     }
     pthread_mutex_lock(&e->lock);
@@ -128,11 +140,7 @@ static void on_done(struct rpc_call *call, void *ud)
 {
     struct export *e = ud;
     (void)call;
-    pthread_mutex_lock(&e->lock);
-    e->done = true;
-    wake_locked(e);
-    pthread_mutex_unlock(&e->lock);
-    export_unref(e);
+    part_over(e, &e->ended);
 }
 
 static void on_gone(struct request *r)

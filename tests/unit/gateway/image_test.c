@@ -93,9 +93,11 @@ static void slow_daemon(void **state)
 static void leaving_cancels_the_upload(void **state)
 {
     int before = atomic_load(&w.cancelled);
+    atomic_store(&w.uploaded, -1);
     int fd = client_connect();
     client_puts(fd, "POST /1.0/images HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc");
     EXPECT("GET", "/1.0/profiles/p", NULL, NULL, 200, NULL);
+    WAIT_FOR(atomic_load(&w.uploaded) >= 0); /* the call has reached the daemon: one that is cancelled before does not */
     close(fd);
     WAIT_FOR(atomic_load(&w.cancelled) == before + 1);
 }
