@@ -147,7 +147,8 @@ static void ws_pump(struct websocket *ws)
             ws_drop(ws);
             return;
         }
-        if (finished && !ws->closing) {
+        /* Not while messages wait inside wslay: it sends control frames first, and nothing after a close. */
+        if (finished && !ws->closing && wslay_event_get_queued_msg_count(ws->wslay) == 0) {
             ws_close(ws, WSLAY_CODE_NORMAL_CLOSURE);
             continue;
         }
