@@ -118,7 +118,9 @@ static bool on_frame(struct rpc_call *call, const ProtobufCMessage *message, voi
 static void on_done(struct rpc_call *call, void *ud)
 {
     struct websocket *ws = ud;
-    (void)call;
+    struct error err = ERROR_INIT;
+    if (rpc_status(call, &err) != STATUS_OK)
+        log_debug("gateway.websocket", "the call ended: %s", err.text);
     pthread_mutex_lock(&ws->lock);
     ws->call_done = true;
     wake_locked(ws);

@@ -427,8 +427,10 @@ static bool drain(struct run *run, struct output *out)
                 int rc = stream__send(run->s, out->stream, out->chunk, out->len, !out->len && out->eof);
                 if (rc == STATUS_RESOURCE_EXHAUSTED)
                     return moved;
-                if (rc) /* lost: what comes is read and dropped, so that the command does not hang */
+                if (rc) { /* lost: what comes is read and dropped, so that the command does not hang */
+                    log_debug("exec.lost", "operation=%s stream=%d status=%d", run->s->operation, out->stream, rc);
                     out->stream = -1;
+                }
             }
             out->ended = !out->len && out->eof;
             out->len = 0;
