@@ -161,10 +161,17 @@ int init_interactive(struct cli *cli, struct covey_client *client, struct error 
 /* sqlite on the stopped member's file */
 int local_database_query(const char *dir, const char *query, json_t **reply, struct error *err);
 
+/* ---- cluster.c ---- */
+/* The member that the first word names. *etag may be NULL. */
+int cluster_member_get(struct cli *cli, struct covey_client **client, json_t **member, char **etag, struct error *err);
+int cluster_needed(struct cli *cli, struct covey_client *client, struct error *err); /* `LXD server isn't part of a cluster` */
+
 /* ---- commands ---- */
 #define COMMANDS(X) \
     X(cluster_list) X(cluster_show) X(cluster_add) X(cluster_list_tokens) X(cluster_revoke_token) X(cluster_enable) X(cluster_remove) \
     X(cluster_rename) X(cluster_get) X(cluster_set) X(cluster_unset) X(cluster_update_certificate) \
+    X(cluster_edit) X(cluster_role_add) X(cluster_role_remove) X(cluster_group_assign) X(cluster_group_add) X(cluster_group_remove) \
+    X(cluster_group_list) X(cluster_group_show) X(cluster_group_create) X(cluster_group_delete) X(cluster_group_rename) X(cluster_group_edit) \
     X(config_get) X(config_set) X(config_unset) X(config_show) \
     X(trust_add) X(trust_list) X(trust_remove) X(trust_show) X(trust_list_tokens) X(trust_revoke_token) \
     X(image_import) X(image_list) X(image_info) X(image_show) X(image_delete) X(image_export) \

@@ -23,7 +23,7 @@ static char *upper(const char *text)
     return copy;
 }
 
-static int need_cluster(struct cli *cli, struct covey_client *client, struct error *err)
+int cluster_needed(struct cli *cli, struct covey_client *client, struct error *err)
 {
     json_t *cluster;
     int status = cli_call(cli, client, "Cluster/GetCluster", NULL, &cluster, err);
@@ -41,7 +41,7 @@ int run_cluster_list(struct cli *cli, struct error *err)
     if (!status)
         status = cli_resolve(cli, cli->argc ? cli->argv[0] : NULL, &client, NULL, err);
     if (!status)
-        status = need_cluster(cli, client, err);
+        status = cluster_needed(cli, client, err);
     json_t *reply;
     if (!status)
         status = cli_call(cli, client, "Cluster/ListMembers", json_pack("{s:i}", "recursion", 1), &reply, err);
@@ -69,7 +69,7 @@ int run_cluster_list(struct cli *cli, struct error *err)
     return status;
 }
 
-static int get_member(struct cli *cli, struct covey_client **client, json_t **member, char **etag, struct error *err)
+int cluster_member_get(struct cli *cli, struct covey_client **client, json_t **member, char **etag, struct error *err)
 {
     char *name;
     int status = cli_resolve(cli, cli->argv[0], client, &name, err);
@@ -87,7 +87,7 @@ int run_cluster_show(struct cli *cli, struct error *err)
 {
     struct covey_client *client;
     json_t *member;
-    int status = get_member(cli, &client, &member, NULL, err);
+    int status = cluster_member_get(cli, &client, &member, NULL, err);
     if (status)
         return status;
     status = cli_print_yaml(member);
@@ -99,7 +99,7 @@ int run_cluster_get(struct cli *cli, struct error *err)
 {
     struct covey_client *client;
     json_t *member;
-    int status = get_member(cli, &client, &member, NULL, err);
+    int status = cluster_member_get(cli, &client, &member, NULL, err);
     if (status)
         return status;
     const json_t *config = json_object_get(member, "config");
@@ -117,7 +117,7 @@ static int change_member(struct cli *cli, json_t *changes, struct error *err)
     struct covey_client *client;
     json_t *member;
     char *etag;
-    int status = get_member(cli, &client, &member, &etag, err);
+    int status = cluster_member_get(cli, &client, &member, &etag, err);
     if (status) {
         json_decref(changes);
         return status;
@@ -126,7 +126,9 @@ static int change_member(struct cli *cli, json_t *changes, struct error *err)
     const char *key;
     json_object_foreach(changes, key, value)
     {
-        if (json_is_null(value))
+        if (json_is_null(value) && !json_object_get(config, key))
+            status = error_set(err, STATUS_NOT_FOUND, "The key \"%s\" does not exist on cluster member \"%s\"", key, cli->argv[0]);
+        else if (json_is_null(value))
             json_object_del(config, key);
         else
             json_object_set(config, key, value);
@@ -134,7 +136,10 @@ static int change_member(struct cli *cli, json_t *changes, struct error *err)
     json_object_set_new(member, "name", json_string(json_text(member, "server_name")));
     if (etag)
         json_object_set_new(member, "if_match", json_string(etag));
-    status = cli_call(cli, client, "Cluster/UpdateMember", member, NULL, err);
+    if (status)
+        json_decref(member);
+    else
+        status = cli_call(cli, client, "Cluster/UpdateMember", member, NULL, err);
     free(etag);
     json_decref(changes);
     return status;
@@ -142,7 +147,8 @@ static int change_member(struct cli *cli, json_t *changes, struct error *err)
 
 int run_cluster_set(struct cli *cli, struct error *err)
 {
-    json_t *changes = cli_pairs(cli->argv + 1, cli->argc - 1, err);
+    bool two_words = cli->argc == 3 && !strchr(cli->argv[1], '='); /* the old form: <key> <value> */
+    json_t *changes = two_words ? json_pack("{s:s}", cli->argv[1], cli->argv[2]) : cli_pairs(cli->argv + 1, cli->argc - 1, err);
     return changes ? change_member(cli, changes, err) : (int)err->code;
 }
 
@@ -218,7 +224,7 @@ int run_cluster_list_tokens(struct cli *cli, struct error *err)
     if (!status)
         status = cli_resolve(cli, cli->argc ? cli->argv[0] : NULL, &client, NULL, err);
     if (!status)
-        status = need_cluster(cli, client, err);
+        status = cluster_needed(cli, client, err);
     if (!status)
         status = join_tokens(cli, client, &tokens, err);
     static const char *const headers[] = {"NAME", "TOKEN", "EXPIRES AT"};
@@ -256,7 +262,7 @@ int run_cluster_revoke_token(struct cli *cli, struct error *err)
     char *name = NULL, *id = NULL;
     int status = cli_resolve(cli, cli->argv[0], &client, &name, err);
     if (!status)
-        status = need_cluster(cli, client, err);
+        status = cluster_needed(cli, client, err);
     if (!status)
         status = join_tokens(cli, client, &tokens, err);
     size_t index;

@@ -17,6 +17,8 @@ enum {
     MEMBER_NAME_MAX = 63,
 };
 
+#define MEMBER_ETAG_FIELDS "roles,failure_domain,description,config,groups" /* the writable ones, in this order */
+
 /* ---- view.c ---- */
 /* Makes a view from the database (leader). The message lives in arena. */
 int view_build(struct sql *sql, struct daemon *daemon, struct arena *arena, Covey__Internal__V1__View **out, struct error *err);
@@ -81,12 +83,16 @@ struct role_change roles_plan(const struct role_member *members, size_t count, u
 int member_name_check(const char *name, struct error *err); /* spec/cluster.md 9.1 */
 /* A duration like Go's: "20.746432787s", "1m50.4s", "1h2m3.5s". */
 void duration_text(int64_t ns, char *out, size_t size);
+int group_name_check(const char *name, struct error *err); /* groups.c; spec/placement.md 2.2 */
 int architecture_id(const char *name); /* 2 = x86_64 …; 0 = unknown */
 const char *architecture_name(int id);
 
 /* ---- membership.c (leader's side of joining), join.c (the joiner's), service.c (covey.v1.Cluster) ---- */
 void membership_bind(void);
 void cluster_service_bind(void);
+/* Manual roles, groups and configuration of a member, into a message that has none yet. */
+int member_stored(struct sql *sql, struct arena *arena, int64_t id, Covey__V1__Member *member, struct error *err);
+void groups_bind(void); /* groups.c: covey.v1.ClusterGroups */
 /* update.c: `now` is the member as the caller sees it. */
 int member_update(struct rpc_call *call, const ProtobufCMessage *request, const Covey__V1__Member *now, struct error *err);
 /* At start: goes on with a join that was interrupted. */

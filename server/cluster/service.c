@@ -5,6 +5,7 @@
 #include "server/auth/tokens.h"
 #include "server/config/keys.h"
 #include "server/daemon/etag.h"
+#include "server/daemon/filter.h"
 #include "server/daemon/identity.h"
 #include "server/daemon/state.h"
 #include "server/events/events.h"
@@ -95,7 +96,7 @@ static void add_role(struct arena *arena, Covey__V1__Member *member, const char 
     }
 }
 
-static int member_details(struct sql *sql, struct arena *arena, int64_t id, Covey__V1__Member *member, struct error *err)
+int member_stored(struct sql *sql, struct arena *arena, int64_t id, Covey__V1__Member *member, struct error *err)
 {
     struct sql_stmt *s = sql_query(sql, "SELECT role FROM nodes_roles WHERE node_id = ?1 ORDER BY rowid", "i", id);
     while (sql_next(s)) {
@@ -180,9 +181,9 @@ static int read_members(struct sql *sql, void *ud, struct error *err)
         member->url = arena_printf(list->arena, "https://%s", sql_text(s, 3));
         member->architecture = arena_strdup(list->arena, architecture_name((int)sql_int(s, 5)));
         member->failure_domain = arena_strdup(list->arena, sql_text(s, 6));
-        status = member_details(sql, list->arena, sql_int(s, 0), member, err);
+        status = member_stored(sql, list->arena, sql_int(s, 0), member, err);
         member_live(list->arena, (uint64_t)sql_int(s, 0), sql_int(s, 4), member);
-        member->etag = etag_make(list->arena, &member->base, "roles,failure_domain,description,config,groups");
+        member->etag = etag_make(list->arena, &member->base, MEMBER_ETAG_FIELDS);
         list->members[list->count++] = member;
     }
     int done = sql_done(s, status == STATUS_OK ? err : NULL);
@@ -194,6 +195,22 @@ static int need_cluster(struct error *err)
     return daemon_clustered(the_daemon) ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "Server is not clustered");
 }
 
+/* Keeps what matches. */
+static int apply_filter(const char *text, struct list *list, struct error *err)
+{
+    struct filter *filter = NULL;
+    size_t kept = 0;
+    int status = filter_parse(text, &filter, err);
+    for (size_t i = 0; i < list->count && status == STATUS_OK; i++) {
+        if (filter_match_message(filter, &list->members[i]->base)) {
+            list->members[kept++] = list->members[i];
+        }
+    }
+    list->count = kept;
+    filter_free(filter);
+    return status;
+}
+
 static int list_members(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__V1__ListMembersRequest *request = (const Covey__V1__ListMembersRequest *)message;
@@ -201,10 +218,8 @@ static int list_members(struct rpc_call *call, const ProtobufCMessage *message, 
     if (need_cluster(err) != STATUS_OK) {
         return err->code;
     }
-    if (!str_empty(request->filter)) {
-        return error_set(err, STATUS_UNIMPLEMENTED, "not implemented: filter");
-    }
     int status = daemon_read(the_daemon, DB_LINEARIZABLE, read_members, &list, NULL, err);
+    status = status == STATUS_OK && !str_empty(request->filter) ? apply_filter(request->filter, &list, err) : status;
     if (status != STATUS_OK) {
         return status;
     }

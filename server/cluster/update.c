@@ -3,9 +3,13 @@
 
 #include "server/daemon/etag.h"
 #include "server/events/events.h"
+#include <stdlib.h>
 #include <string.h>
 
+enum { MANUAL_ROLES = 2 }; /* event-hub, ovn-chassis */
+
 struct update {
+    struct arena *arena;
     const Covey__V1__UpdateMemberRequest *request;
     const Covey__V1__Member *now;
 };
@@ -27,12 +31,20 @@ static int role_code(const char *role)
 
 static bool automatic(const char *role)
 {
-    return str_prefix(role, "database");
+    return strcmp(role, "database") == 0 || strcmp(role, "database-leader") == 0 || strcmp(role, "database-standby") == 0;
 }
 
+/* Those that stay keep their place: roles are shown in the order in which they were given. */
 static int set_roles(struct sql *sql, int64_t node, const struct update *in, struct error *err)
 {
-    int status = sql_exec(sql, err, "DELETE FROM nodes_roles WHERE node_id = ?1", "i", node);
+    int status = STATUS_OK;
+    for (int64_t role = 1; role <= MANUAL_ROLES && status == STATUS_OK; role++) {
+        bool kept = false;
+        for (size_t i = 0; i < in->request->n_roles && !kept; i++) {
+            kept = role_code(in->request->roles[i]) == role;
+        }
+        status = kept ? STATUS_OK : sql_exec(sql, err, "DELETE FROM nodes_roles WHERE node_id = ?1 AND role = ?2", "ii", node, role);
+    }
     for (size_t i = 0; i < in->request->n_roles && status == STATUS_OK; i++) {
         if (!automatic(in->request->roles[i])) {
             status = sql_exec(sql, err, "INSERT OR IGNORE INTO nodes_roles (node_id, role) VALUES (?1, ?2)", "ii", node, (int64_t)role_code(in->request->roles[i]));
@@ -90,6 +102,39 @@ static int check_counts(struct sql *sql, int64_t node, struct error *err)
                : status;
 }
 
+/* The ETag once more where nobody can change the record any more. What Raft and liveness say is taken as the caller was shown it: the transaction's thread
+ * may not ask for it. */
+static int check_etag(struct sql *sql, int64_t node, const struct update *in, struct error *err)
+{
+    Covey__V1__Member stored = COVEY__V1__MEMBER__INIT;
+    char *description = NULL, *domain = NULL;
+    int status = sql_get_text(sql, &description, err, "SELECT description FROM nodes WHERE id = ?1", "i", node);
+    status = status == STATUS_OK ? sql_get_text(sql, &domain, err,
+                                       "SELECT coalesce((SELECT name FROM nodes_failure_domains WHERE id = failure_domain_id), 'default') FROM nodes WHERE id = ?1", "i", node)
+                                 : status;
+    status = status == STATUS_OK ? member_stored(sql, in->arena, node, &stored, err) : status;
+    if (status == STATUS_OK) {
+        char **roles = arena_alloc(in->arena, (stored.n_roles + in->now->n_roles + 1) * sizeof *roles);
+        size_t count = 0;
+        for (size_t i = 0; i < stored.n_roles; i++) {
+            roles[count++] = stored.roles[i];
+        }
+        for (size_t i = 0; i < in->now->n_roles; i++) {
+            if (automatic(in->now->roles[i])) {
+                roles[count++] = in->now->roles[i];
+            }
+        }
+        stored.roles = roles;
+        stored.n_roles = count;
+        stored.description = description;
+        stored.failure_domain = domain;
+        status = etag_check(in->request->if_match, etag_make(in->arena, &stored.base, MEMBER_ETAG_FIELDS), err);
+    }
+    free(description);
+    free(domain);
+    return status;
+}
+
 static int update_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
 {
     struct update *in = ud;
@@ -98,6 +143,9 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
     int status = sql_get_int(sql, &node, err, "SELECT id FROM nodes WHERE name = ?1 AND state <> 1", "s", request->name);
     if (status == STATUS_NOT_FOUND) {
         return error_set(err, STATUS_NOT_FOUND, "Cluster member not found");
+    }
+    if (status == STATUS_OK && !str_empty(request->if_match)) {
+        status = check_etag(sql, node, in, err);
     }
     if (status == STATUS_OK && given(request, "roles")) {
         status = set_roles(sql, node, in, err);
@@ -165,14 +213,14 @@ static int check(const struct update *in, struct error *err)
 
 int member_update(struct rpc_call *call, const ProtobufCMessage *message, const Covey__V1__Member *now, struct error *err)
 {
-    struct update in = {.request = (const Covey__V1__UpdateMemberRequest *)message, .now = now};
+    struct update in = {.arena = rpc_arena(call), .request = (const Covey__V1__UpdateMemberRequest *)message, .now = now};
     if (etag_check(in.request->if_match, now->etag, err) != STATUS_OK || check(&in, err) != STATUS_OK) {
         return err->code;
     }
     int status = daemon_write_call(call, "update", update_write, &in, NULL, NULL, err);
     if (status == STATUS_OK) {
-        char source[128];
-        view_propagate(the_daemon);
+        char source[MEMBER_NAME_MAX + 32];
+        view_propagate(the_daemon); /* changed roles act at once, everywhere */
         snprintf(source, sizeof source, "/1.0/cluster/members/%s", in.request->name);
         events_lifecycle("cluster-member-updated", source, "default", rpc_caller(call), NULL, NULL);
     }

@@ -1,5 +1,5 @@
 /* The promises that GET /1.0 makes to clients, one name each (spec/api.md 3.2). A name stands here only when all that it names is true now; what clients do
- * without it is in 3.2.2. Left out until built: clustering_edit_roles, clustering_failure_domains, clustering_groups, clustering_evacuation, console,
+ * without it is in 3.2.2. Left out until built: clustering_evacuation, console,
  * container_backup, directory_manipulation, file_*, network*, projects, project_usage, resources*, snapshots, warnings, cluster_internal_copy. */
 #include "server.h"
 
@@ -9,6 +9,11 @@ static const char *const names[] = {
     "cluster_join_token_expiry",
     "clustering",
     "clustering_architecture",
+    "clustering_config",
+    "clustering_description",
+    "clustering_edit_roles",
+    "clustering_failure_domains",
+    "clustering_groups",
     "clustering_image_replication",
     "clustering_join",
     "clustering_join_token",

@@ -106,6 +106,7 @@ static void bind_services(struct daemon *daemon)
     admin_bind();
     membership_bind();
     cluster_service_bind();
+    groups_bind();
     bootstrap_register();
     join_register();
     events_init(daemon);

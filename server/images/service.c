@@ -3,8 +3,8 @@
 #include "images.h"
 
 #include "server/daemon/etag.h"
+#include "server/daemon/filter.h"
 #include "server/events/events.h"
-#include "server/instances/filter.h"
 #include "server/services.h"
 #include <stdlib.h>
 #include <string.h>
@@ -112,14 +112,9 @@ static int apply_filter(const char *text, struct lookup *in, struct error *err)
     size_t kept = 0;
     int status = filter_parse(text, &filter, err);
     for (size_t i = 0; i < in->count && status == STATUS_OK; i++) {
-        struct buf json = {0};
-        codec_to_json(&in->images[i]->base, &json);
-        json_t *object = json_loads(json.data, 0, NULL);
-        if (filter_match(filter, object)) {
+        if (filter_match_message(filter, &in->images[i]->base)) {
             in->images[kept++] = in->images[i];
         }
-        json_decref(object);
-        buf_free(&json);
     }
     in->count = kept;
     filter_free(filter);

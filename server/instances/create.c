@@ -164,10 +164,10 @@ static int place(struct sql *sql, struct work *work, struct error *err)
         return error_set(err, STATUS_PERMISSION_DENIED, "Cluster member is evacuated");
     }
     if (!chosen->online) {
-        return error_set(err, STATUS_UNAVAILABLE, "Target cluster member is offline");
+        return error_set(err, STATUS_FAILED_PRECONDITION, "Target cluster member is offline");
     }
     if (!chosen->project_may) {
-        return error_set(err, STATUS_PERMISSION_DENIED, "Project isn't allowed to use this cluster member");
+        return error_set(err, STATUS_PERMISSION_DENIED, "Project isn't allowed to use this cluster member: \"%.128s\"", work->request->target);
     }
     work->member_architecture = architecture_id(chosen->architecture);
     return STATUS_OK;

@@ -2,9 +2,9 @@
  * instances' state only. Handlers run on the leader, on worker threads. */
 #include "instance.h"
 
-#include "filter.h"
 #include "server/cluster/cluster.h"
 #include "server/daemon/etag.h"
+#include "server/daemon/filter.h"
 #include <pthread.h>
 #include <string.h>
 
@@ -236,14 +236,9 @@ static int apply_filter(const char *text, struct instance **list, size_t *count,
     Covey__V1__Instance **objects = render_all(list, *count, false, arena);
     size_t kept = 0;
     for (size_t i = 0; i < *count; i++) {
-        struct buf json = {0};
-        codec_to_json(&objects[i]->base, &json);
-        json_t *object = json_loads(json.data, 0, NULL);
-        if (filter_match(filter, object)) {
+        if (filter_match_message(filter, &objects[i]->base)) {
             list[kept++] = list[i];
         }
-        json_decref(object);
-        buf_free(&json);
     }
     *count = kept;
     filter_free(filter);

@@ -1,7 +1,6 @@
 /* Filters: `[not] FIELD eq|ne VALUE`, joined by and/or, strictly from left to right. Pure; thread: any. */
 #include "filter.h"
 
-#include "proto/core/core.h"
 #include <ctype.h>
 #include <regex.h>
 #include <stdlib.h>
@@ -156,6 +155,17 @@ bool filter_match(const struct filter *filter, const json_t *object)
         result = i == 0 ? one : filter->clauses[i].or_before ? result || one : result && one;
     }
     return result;
+}
+
+bool filter_match_message(const struct filter *filter, const ProtobufCMessage *message)
+{
+    struct buf json = {0};
+    codec_to_json(message, &json);
+    json_t *object = json_loads(json.data, 0, NULL);
+    bool match = filter_match(filter, object);
+    json_decref(object);
+    buf_free(&json);
+    return match;
 }
 
 void filter_free(struct filter *filter)

@@ -1,6 +1,6 @@
 /* The filter grammar of spec/api.md 1.7. */
 #include "server/daemon/daemon.h"
-#include "server/instances/filter.h"
+#include "server/daemon/filter.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
