@@ -17,7 +17,11 @@ static struct run run_input(const char *input, const char *shell)
     char *dir = xasprintf("COVEY_DIR=%s", fake.dir), *conf = xasprintf("COVEY_CONF=%s/conf", fake.dir), *home = xasprintf("HOME=%s", fake.dir);
     char *lxd = xasprintf("LXD_DIR=%s", fake.dir), *tmp = xasprintf("T=%s", fake.dir);
     const char *const argv[] = {"/bin/sh", "-c", shell, NULL};
-    const char *const envp[] = {dir, conf, home, lxd, tmp, "C=" COVEY_PROGRAM, "COMPAT=" COVEY_COMPAT, "PATH=/usr/bin:/bin", "TERM=dumb", "LC_ALL=C.UTF-8", NULL};
+    /* The instrumented program needs the same options as this one. */
+    char *tsan = xasprintf("TSAN_OPTIONS=%s", getenv("TSAN_OPTIONS") ? getenv("TSAN_OPTIONS") : "");
+    char *asan = xasprintf("ASAN_OPTIONS=%s", getenv("ASAN_OPTIONS") ? getenv("ASAN_OPTIONS") : "");
+    const char *const envp[] = {dir,  conf, home, lxd, tmp, "C=" COVEY_PROGRAM, "COMPAT=" COVEY_COMPAT, "PATH=/usr/bin:/bin", "TERM=dumb", "LC_ALL=C.UTF-8", tsan,
+                                asan, NULL};
     if (process_run(argv, envp, input, OUT_MAX, RUN_MS, &result, &err))
         fail_msg("%s: %s", shell, err.text);
     struct run run = {result.exit_code, buf_take(&result.out), buf_take(&result.err)};
@@ -26,6 +30,8 @@ static struct run run_input(const char *input, const char *shell)
     free(home);
     free(lxd);
     free(tmp);
+    free(tsan);
+    free(asan);
     return run;
 }
 
@@ -122,18 +128,18 @@ static void operations(void **state)
 {
     fake_set("UpdateInstanceState", 0, "{\"id\":\"op1\",\"status_code\":103}");
     fake_set("WaitOperation", 0, "{\"id\":\"op1\",\"status\":\"Success\",\"status_code\":200}");
-    fake.waits = 2;
+    fake_wait_times(2);
     expect(run_input(NULL, "$C stop c1 --timeout 5"), 0, "", "");
     logged("UpdateInstanceState {\"name\":\"c1\",\"project\":\"\",\"action\":\"stop\",\"timeout\":5,\"force\":false");
     fake_set("WaitOperation", 0, "{\"id\":\"op1\",\"status\":\"Failure\",\"status_code\":400,\"err\":\"The instance is already stopped\"}");
     expect(run_input(NULL, "$C stop c1"), 1, "", "Error: The instance is already stopped\n");
     /* the first interrupt cancels on the server */
     fake_set("WaitOperation", 0, "{\"id\":\"op1\",\"status\":\"Cancelled\",\"status_code\":401}");
-    fake.waits = 1000000;
+    fake_wait_times(1000000);
     fake_set("CancelOperation", 0, "{}");
     free(fake_log());
     struct run run = run_input(NULL, "$C stop c1 & p=$!; sleep 0.5; kill -TERM $p; for i in 1 2 3 4 5 6; do sleep 0.2; kill -0 $p 2>/dev/null || break; done; kill -TERM $p; wait $p; echo $?");
-    fake.waits = 0;
+    fake_wait_times(0);
     assert_string_equal(run.out, "143\n"); /* the second one leaves */
     free(run.out);
     free(run.err);
@@ -204,7 +210,7 @@ static void images(void **state)
     fake_set("CreateImageAlias", 0, "{}");
     free(fake_log());
     expect(run_input(NULL, "head -c 600000 /dev/zero >$T/image.tar && $C image import $T/image.tar --alias a1 os=x"), 0, "Image imported with fingerprint: abc\n", "");
-    assert_int_equal(fake.uploaded, 600000);
+    assert_int_equal(fake_uploaded(), 600000);
     logged("CreateImageAlias {\"name\":\"a1\"");
     expect(run_input(NULL, "cp $T/image.tar $T/refused.tar; $C image import $T/refused.tar"), 1, "", "Error: Image refused\n");
     expect(run_input(NULL, "$C image import $T/absent.tar"), 1, "", NULL);

@@ -61,6 +61,21 @@ __attribute__((unused)) static char *fake_log(void)
     return text;
 }
 
+static inline void fake_wait_times(int times)
+{
+    pthread_mutex_lock(&fake.lock);
+    fake.waits = times;
+    pthread_mutex_unlock(&fake.lock);
+}
+
+static inline long long fake_uploaded(void)
+{
+    pthread_mutex_lock(&fake.lock);
+    long long total = (long long)fake.uploaded;
+    pthread_mutex_unlock(&fake.lock);
+    return total;
+}
+
 static int fake_answer(struct rpc_call *call, const ProtobufCMessage *request, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const struct method *method = rpc_call_method(call);

@@ -52,16 +52,16 @@ static void waits(void **state)
     char *operation;
     int seen = 0;
     fake_set("WaitOperation", 0, "{\"id\":\"op1\",\"status_code\":400,\"err\":\"broken\"}");
-    fake.waits = 2;
+    fake_wait_times(2);
     assert_int_equal(covey_wait(client, "op1", 0, count, &seen, &operation, &err), COVEY_FAILED_PRECONDITION);
     assert_string_equal(err.text, "broken");
     assert_int_equal(seen, 3);
     assert_non_null(strstr(operation, "broken"));
     covey_free(operation);
-    fake.waits = 1000000;
+    fake_wait_times(1000000);
     assert_int_equal(covey_wait(client, "op1", 20, NULL, NULL, NULL, &err), COVEY_DEADLINE_EXCEEDED);
     assert_int_equal(covey_wait(client, "op1", 0, stop_waiting, NULL, NULL, &err), COVEY_CANCELLED);
-    fake.waits = 0;
+    fake_wait_times(0);
 }
 
 struct collected {
