@@ -119,8 +119,10 @@ struct rpc_options request_options(struct request *r, struct call_metadata *meta
     if (peer->cert_base64 != NULL) {
         metadata->items[n++] = "covey-caller-fingerprint";
         metadata->items[n++] = peer->fingerprint;
-        metadata->items[n++] = "covey-caller-cert";
-        metadata->items[n++] = peer->cert_base64;
+        if (r->handler == &handler_create_certificate) { /* the only one that looks at it: spare the others a kilobyte */
+            metadata->items[n++] = "covey-caller-cert";
+            metadata->items[n++] = peer->cert_base64;
+        }
     }
     metadata->items[n] = NULL;
     const struct method *method = r->match.route->method;

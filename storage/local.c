@@ -1,12 +1,32 @@
 /* The local database of a member: see local.h. One connection behind one mutex; every write is durable when it returns.
- * Thread: any. */
+ * Values of keys are remembered, because some are read with every request; any write forgets them all. Thread: any. */
 #include "local.h"
 #include "db_private.h"
+#include <uthash.h>
+
+struct known { /* a key that was read */
+    char *key, *value; /* value NULL: not set */
+    UT_hash_handle hh;
+};
 
 struct local_db {
-    pthread_mutex_t lock; /* sql */
+    pthread_mutex_t lock; /* the rest */
     struct sql *sql;
+    struct known *known[2]; /* by enum key_table */
 };
+
+static void known_forget(struct local_db *local)
+{
+    struct known *one, *next;
+    for (size_t i = 0; i < sizeof local->known / sizeof *local->known; i++) {
+        HASH_ITER(hh, local->known[i], one, next) {
+            HASH_DEL(local->known[i], one);
+            free(one->key);
+            free(one->value);
+            free(one);
+        }
+    }
+}
 
 int local_db_open(const char *dir, struct local_db **out, struct error *err)
 {
@@ -42,6 +62,7 @@ void local_db_close(struct local_db *local)
 {
     if (!local)
         return;
+    known_forget(local);
     sql_close(local->sql);
     pthread_mutex_destroy(&local->lock);
     free(local);
@@ -54,13 +75,26 @@ static char *key_get(struct local_db *local, enum key_table table, const char *k
 {
     static const char *const texts[] = {"SELECT value FROM config WHERE key = ?1", "SELECT value FROM state WHERE key = ?1"};
     struct error err = ERROR_INIT;
-    char *value = NULL;
+    struct known *known;
+    int status = STATUS_OK;
     pthread_mutex_lock(&local->lock);
-    int status = sql_get_text(local->sql, &value, &err, texts[table], "s", key);
+    HASH_FIND_STR(local->known[table], key, known);
+    if (known == NULL) {
+        char *value = NULL;
+        status = sql_get_text(local->sql, &value, &err, texts[table], "s", key);
+        if (status == STATUS_OK || status == STATUS_NOT_FOUND) {
+            known = xcalloc(1, sizeof *known);
+            known->key = xstrdup(key);
+            known->value = value;
+            HASH_ADD_KEYPTR(hh, local->known[table], known->key, strlen(known->key), known);
+            status = STATUS_OK;
+        }
+    }
+    char *copy = known != NULL && known->value != NULL ? xstrdup(known->value) : NULL;
     pthread_mutex_unlock(&local->lock);
-    if (status != STATUS_OK && status != STATUS_NOT_FOUND)
+    if (status != STATUS_OK)
         log_error("local.get", "key=%s error=\"%s\"", key, err.text);
-    return value;
+    return copy;
 }
 
 static int key_set(struct local_db *local, enum key_table table, const char *key, const char *value, struct error *err)
@@ -71,6 +105,7 @@ static int key_set(struct local_db *local, enum key_table table, const char *key
         "INSERT INTO state (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
     };
     pthread_mutex_lock(&local->lock);
+    known_forget(local);
     int status = str_empty(value) ? sql_exec(local->sql, err, removes[table], "s", key) : sql_exec(local->sql, err, sets[table], "ss", key, value);
     pthread_mutex_unlock(&local->lock);
     return status;
@@ -94,6 +129,7 @@ static int transaction(struct local_db *local, int (*fn)(struct sql *sql, void *
 {
     struct error rollback = ERROR_INIT;
     pthread_mutex_lock(&local->lock);
+    known_forget(local);
     int status = sql__control(local->sql, SQL_BEGIN_WRITE, err);
     if (status == STATUS_OK) {
         status = fn(local->sql, ud, err);
@@ -210,6 +246,7 @@ int local_db_with(struct local_db *local, int (*fn)(struct sql *sql, void *ud, s
 {
     struct error rollback = ERROR_INIT;
     pthread_mutex_lock(&local->lock);
+    known_forget(local);
     int status = fn(local->sql, ud, err);
     sql__reset(local->sql);
     if (!sqlite3_get_autocommit(sql_handle(local->sql))) {

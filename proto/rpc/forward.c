@@ -1,8 +1,8 @@
 /* Where a call runs: here, or on the member that policy.route() names, and again elsewhere when that one no longer leads.
  *
  * Bytes are passed on undecoded. A stream is a pump: in each direction the next message is read only after the last one was written, so a slow
- * reader slows its writer across members. Threads: dispatch on a worker; the rest on queue threads, never waiting. Only unary calls are
- * repeated: reads freely, writes with their request id. What may fail: every hop; the last status goes back to the caller. */
+ * reader slows its writer across members. Threads: dispatch on a worker, unless the way is known at once; the rest on queue threads, never waiting. Only
+ * unary calls are repeated: reads freely, writes with their request id. What may fail: every hop; the last status goes back to the caller. */
 #include "rpc_private.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -170,7 +170,7 @@ void rpc_join(struct rpc_call *call, struct rpc_call *client)
 
 static void run_again(struct task *task)
 {
-    forward__dispatch(CALL_OF(task, task));
+    server__dispatch(CALL_OF(task, task));
 }
 
 static void no_leader(struct rpc_call *call, const struct error *last)
@@ -269,6 +269,34 @@ int rpc_forward(struct rpc_call *call, struct rpc_channel *channel, struct error
     return rc == STATUS_OK ? RPC_LATER : rc;
 }
 
+static void start_routing(struct rpc_call *call)
+{
+    if (call->route_until_ms == 0) {
+        call->route_until_ms = time_mono_ms() + RPC_RETRY_MS_MAX;
+        if (call->deadline_ms < call->route_until_ms)
+            call->route_until_ms = call->deadline_ms;
+    }
+    call->routed = true;
+}
+
+bool forward__at_once(struct rpc_call *call)
+{
+    const struct method *method = call->method;
+    struct error err = ERROR_INIT;
+
+    if (method->route != RPC_ROUTE_LEADER || method->client_streaming || method->server_streaming || call->payload == NULL || rpc__policy.route_now == NULL ||
+        rpc__is_grpc_service(method))
+        return false;
+    struct rpc_channel *channel = rpc__policy.route_now(rpc__policy.ud, call);
+    if (channel == NULL)
+        return false;
+    start_routing(call);
+    if (forward(call, channel, &err) != STATUS_OK)
+        server__fail(call, err.code, &err);
+    rpc_channel_unref(channel);
+    return true;
+}
+
 void forward__dispatch(struct rpc_call *call)
 {
     struct rpc_channel *channel = NULL;
@@ -283,12 +311,7 @@ void forward__dispatch(struct rpc_call *call)
         server__fail(call, err.code, &err);
         return;
     }
-    if (call->route_until_ms == 0) {
-        call->route_until_ms = time_mono_ms() + RPC_RETRY_MS_MAX;
-        if (call->deadline_ms < call->route_until_ms)
-            call->route_until_ms = call->deadline_ms;
-    }
-    call->routed = true;
+    start_routing(call);
     int rc = rpc__policy.route(rpc__policy.ud, call, call->request, call->attempt, call->last_error, &channel, &err);
     if (rc != STATUS_OK) {
         server__fail(call, rc, &err);

@@ -1,5 +1,8 @@
 /* Worker pools: threads made on demand, gone after RPC_THREAD_IDLE_MS without work; and one timer thread for delayed tasks.
  *
+ * The thread that went idle last is woken first: it is still warm, and those below it reach their end. Only one thread is on its way to the queue at a time; it
+ * wakes the next when it finds more than it can take. So short tasks run one after another on few threads, and each one that blocks makes room for the next.
+ *
  * A pool owns nothing but the order of its tasks. Thread: any may submit. What may fail: a full queue, refused by pool__submit(). */
 #include "rpc_private.h"
 #include <stdlib.h>
@@ -12,34 +15,87 @@ enum { STACK_BYTES = 2 * 1024 * 1024 };
 enum { STACK_BYTES = 256 * 1024 };
 #endif
 
+struct worker { /* an idle thread, on its own stack */
+    struct worker *below;
+    pthread_cond_t wake;
+    bool called;
+};
+
 struct pool {
     const char *name;
     unsigned threads_max, queue_max;
     pthread_mutex_t lock; /* protects the rest */
-    pthread_cond_t work, ended;
+    pthread_cond_t ended;
     struct task *head, **tail;
+    struct worker *idle_top;
     unsigned queued, threads, idle;
+    bool coming; /* a thread was woken or started and has not looked at the queue yet */
     bool stopping;
 };
+
+static bool thread_start(struct pool *pool);
+
+/* Sees to it that somebody comes for the queue; false when nobody can be found. A pool without a queue needs a thread for every task at once. */
+static bool call_locked(struct pool *pool)
+{
+    struct worker *worker = pool->idle_top;
+    if (pool->coming && pool->queue_max > 0)
+        return true;
+    if (worker != NULL) {
+        pool->idle_top = worker->below;
+        pool->idle--;
+        worker->called = true;
+        pthread_cond_signal(&worker->wake);
+    } else if (pool->threads < pool->threads_max && thread_start(pool)) {
+        pool->threads++;
+    } else {
+        return false;
+    }
+    pool->coming = true;
+    return true;
+}
+
+/* Until called (true), or for RPC_THREAD_IDLE_MS. */
+static bool wait_locked(struct pool *pool, struct worker *self)
+{
+    int64_t until = time_mono_ms() + RPC_THREAD_IDLE_MS;
+    self->called = false;
+    self->below = pool->idle_top;
+    pool->idle_top = self;
+    pool->idle++;
+    while (!self->called && !pool->stopping && rpc__cond_wait(&self->wake, &pool->lock, until))
+        ;
+    if (self->called) {
+        pool->coming = false;
+        return true;
+    }
+    struct worker **at = &pool->idle_top;
+    while (*at != self)
+        at = &(*at)->below;
+    *at = self->below;
+    pool->idle--;
+    return false;
+}
 
 static void *worker_main(void *arg)
 {
     struct pool *pool = arg;
+    struct worker self = {0};
 
+    rpc__cond_init(&self.wake);
     pthread_mutex_lock(&pool->lock);
+    pool->coming = false;
     for (;;) {
-        bool timed_out = false;
-        while (pool->head == NULL && !pool->stopping && !timed_out) {
-            pool->idle++;
-            timed_out = !rpc__cond_wait(&pool->work, &pool->lock, time_mono_ms() + RPC_THREAD_IDLE_MS);
-            pool->idle--;
-        }
+        while (pool->head == NULL && !pool->stopping && wait_locked(pool, &self))
+            ; /* called for a task that somebody else has taken: that is no reason to end */
         struct task *task = pool->head;
         if (task == NULL)
             break;
         pool->head = task->next;
         if (pool->head == NULL)
             pool->tail = &pool->head;
+        else
+            (void)call_locked(pool); /* nobody left: those who are busy come back */
         pool->queued--;
         pthread_mutex_unlock(&pool->lock);
         task->run(task);
@@ -48,6 +104,7 @@ static void *worker_main(void *arg)
     pool->threads--;
     pthread_cond_broadcast(&pool->ended);
     pthread_mutex_unlock(&pool->lock);
+    pthread_cond_destroy(&self.wake);
     return NULL;
 }
 
@@ -74,7 +131,6 @@ struct pool *pool__create(const char *name, unsigned threads_max, unsigned queue
     pool->queue_max = queue_max;
     pool->tail = &pool->head;
     pthread_mutex_init(&pool->lock, NULL);
-    rpc__cond_init(&pool->work);
     rpc__cond_init(&pool->ended);
     return pool;
 }
@@ -85,7 +141,8 @@ void pool__destroy(struct pool *pool)
         return;
     pthread_mutex_lock(&pool->lock);
     pool->stopping = true;
-    pthread_cond_broadcast(&pool->work);
+    for (struct worker *worker = pool->idle_top; worker != NULL; worker = worker->below)
+        pthread_cond_signal(&worker->wake);
     while (pool->threads > 0) {
         if (!rpc__cond_wait(&pool->ended, &pool->lock, time_mono_ms() + RPC_THREAD_IDLE_MS) && pool->threads > 0)
             log_warn("rpc.pool.wait", "pool=%s threads=%u", pool->name, pool->threads);
@@ -93,7 +150,6 @@ void pool__destroy(struct pool *pool)
     covey_assert(pool->head == NULL);
     pthread_mutex_unlock(&pool->lock);
     pthread_mutex_destroy(&pool->lock);
-    pthread_cond_destroy(&pool->work);
     pthread_cond_destroy(&pool->ended);
     free(pool);
 }
@@ -101,21 +157,18 @@ void pool__destroy(struct pool *pool)
 bool pool__submit(struct pool *pool, struct task *task)
 {
     pthread_mutex_lock(&pool->lock);
-    if (pool->queued >= pool->idle) { /* nobody is free for this one */
-        if (pool->threads < pool->threads_max && thread_start(pool)) {
-            pool->threads++;
-        } else if (pool->threads == 0 || pool->queued - pool->idle >= pool->queue_max) {
-            pthread_mutex_unlock(&pool->lock);
-            return false;
-        }
+    unsigned can_come = pool->idle + (pool->threads_max - pool->threads) + (pool->coming && pool->queue_max > 0);
+    bool full = pool->queued >= can_come && pool->queued - can_come >= pool->queue_max && pool->queue_max > 0;
+    if (!full && !call_locked(pool) && (pool->threads == 0 || pool->queue_max == 0))
+        full = true;
+    if (!full) {
+        task->next = NULL;
+        *pool->tail = task;
+        pool->tail = &task->next;
+        pool->queued++;
     }
-    task->next = NULL;
-    *pool->tail = task;
-    pool->tail = &task->next;
-    pool->queued++;
-    pthread_cond_signal(&pool->work);
     pthread_mutex_unlock(&pool->lock);
-    return true;
+    return !full;
 }
 
 /* ---- delayed tasks ---- */

@@ -114,6 +114,9 @@ struct rpc_policy {
      * attempt + 1 and the leader named in `last`. Error ends the call. `request` is the unpacked request, NULL for streams. */
     int (*route)(void *ud, struct rpc_call *call, const ProtobufCMessage *request, unsigned attempt, const struct error *last,
                  struct rpc_channel **channel, struct error *err);
+    /* Where a unary ROUTE_LEADER call runs, if that is another member and known without waiting: spares a worker thread on the way. NULL: ask route(). The
+     * channel comes with a reference. Must not block. May be NULL. */
+    struct rpc_channel *(*route_now)(void *ud, struct rpc_call *call);
     /* Reads of the leader (ROUTE_LEADER, not `write`): proves leadership before a worker thread is taken, so that none has to wait for it. False: not now, the
      * handler confirms by itself. True: done runs once, on any thread; rpc_call_confirmed() then tells the handler's side. Must not block. May be NULL. */
     bool (*confirm)(void *ud, struct rpc_call *call, void (*done)(struct rpc_call *call, bool confirmed));
@@ -128,6 +131,11 @@ void rpc_set_policy(const struct rpc_policy *policy);
 struct rpc_server *rpc_server_listen_unix(const char *path, int64_t group, struct error *err);
 /* TLS 1.3 with client certificate requested but not verified; `identity` may be replaced later for new connections. Address "host:port". */
 struct rpc_server *rpc_server_listen_tls(const char *address, const struct identity *identity, struct error *err);
+/* The same without an address: its connections are given to it. */
+struct rpc_server *rpc_server_tls(const struct identity *identity, struct error *err);
+/* Gives it a connected TCP socket (nonblocking, close-on-exec), taken in any case, from which nothing was read. One thread at a time, not after
+ * rpc_server_destroy() has begun. At most 4,096 are open at a time: more are closed. Blocks for no longer than a system call. */
+void rpc_server_take(struct rpc_server *server, int fd);
 void rpc_server_set_identity(struct rpc_server *server, const struct identity *identity);
 int rpc_server_port(const struct rpc_server *server); /* the TCP port (that was chosen for port 0); 0 for local sockets */
 /* Stops listening, cancels calls that do not end within grace_ms, waits for them. NULL is fine. */

@@ -22,6 +22,7 @@ enum {
     RPC_STREAM_SLOTS_MAX = 8,
     RPC_SLOTS_MIN = 2,
     RPC_UNIX_USERS_MAX = 16,         /* server objects per local socket, one per user; later users share one */
+    RPC_CONNECTIONS_MAX = 4096,      /* open at a time to a server that is given its connections */
     RPC_WAIT_SLACK_MS = 2000,        /* gRPC ends a call at its deadline; our own waits end this much later at the latest */
 };
 
@@ -198,8 +199,19 @@ bool caller__may(const struct rpc_call *call);                /* the access colu
 void caller__to_md(const struct rpc_call *call, struct md_list *list); /* for forwarding and on_behalf_of */
 /* Sends the final batch of a unary call or marks the status of a stream; `buffer` (may be NULL) is taken. No retry logic. */
 void server__finish_raw(struct rpc_call *call, grpc_byte_buffer *buffer, int status, const struct error *err);
+void server__dispatch(struct rpc_call *call); /* worker thread: unpacks the request if that was not done, then forward__dispatch() */
 void server__run_local(struct rpc_call *call); /* worker thread; takes the handler's reference */
 void server__fail(struct rpc_call *call, int status, const struct error *err); /* finish without retry, gives the handler's reference back */
+
+/* ---- handover.c ---- */
+#define HANDOVER_TARGET "external:covey" /* what such a server "listens" on, and the argument's key */
+struct handover;
+bool handover__supported(struct error *err); /* by this libgrpc */
+struct handover *handover__create(void);
+grpc_arg handover__arg(struct handover *handover); /* for grpc_server_create; the object must outlive the server */
+bool handover__ready(const struct handover *handover); /* after grpc_server_add_http2_port(HANDOVER_TARGET) */
+void handover__take(struct handover *handover, int fd); /* after grpc_server_start; one thread at a time */
+void handover__destroy(struct handover *handover);
 
 /* ---- tls.c ---- */
 void tls_init(void);
@@ -225,6 +237,8 @@ struct rpc_call *client__open_raw(struct rpc_channel *channel, const struct meth
 
 /* ---- forward.c ---- */
 void forward__dispatch(struct rpc_call *call); /* worker thread: routes, then forwards or runs here; takes the handler's reference */
+/* Queue thread: forwards the call if the policy knows where to; takes the handler's reference then. */
+bool forward__at_once(struct rpc_call *call);
 /* True when the failed call will be tried again elsewhere (the dispatcher keeps its own reference then). */
 bool forward__retry(struct rpc_call *call, int status, const struct error *err, bool answered);
 

@@ -30,6 +30,7 @@ struct rpc_server {
     unsigned endpoint_count;
     struct tls_server *tls;
     int port;
+    struct handover *handover; /* NULL: it listens itself */
     /* local socket */
     char *path;
     int64_t group;
@@ -98,9 +99,8 @@ void server__run_local(struct rpc_call *call)
     rpc_call_unref(call);
 }
 
-static void run_call(struct task *task)
+void server__dispatch(struct rpc_call *call)
 {
-    struct rpc_call *call = CALL_OF(task, task);
     struct error err = ERROR_INIT;
 
     if (!call->method->client_streaming && call->request == NULL) {
@@ -114,6 +114,11 @@ static void run_call(struct task *task)
         }
     }
     forward__dispatch(call);
+}
+
+static void run_call(struct task *task)
+{
+    server__dispatch(CALL_OF(task, task));
 }
 
 /* ---- new calls ---- */
@@ -237,6 +242,8 @@ static void accept_call(struct rpc_call *call)
         error_set(&err, STATUS_PERMISSION_DENIED, "not authorized");
     if (err.code != STATUS_OK)
         server__fail(call, err.code, &err);
+    else if (forward__at_once(call))
+        return;
     else if (!confirms(call->method) || !rpc__policy.confirm(rpc__policy.ud, call, submit_call))
         submit_call(call, false);
 }
@@ -310,8 +317,11 @@ static struct endpoint *endpoint_new(struct rpc_server *server, bool is_unix)
         arg_int(GRPC_ARG_KEEPALIVE_TIME_MS, is_unix ? INT_MAX : 10000),
         arg_int(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000),
         arg_int(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+        {0}, /* the handover's */
     };
-    grpc_channel_args list = {sizeof(args) / sizeof(args[0]), args};
+    grpc_channel_args list = {sizeof(args) / sizeof(args[0]) - 1, args};
+    if (server->handover != NULL)
+        args[list.num_args++] = handover__arg(server->handover);
     struct endpoint *endpoint = xcalloc(1, sizeof(*endpoint));
     size_t count = registry_method_count();
 
@@ -358,11 +368,10 @@ static struct rpc_server *server_new(void)
     return server;
 }
 
-struct rpc_server *rpc_server_listen_tls(const char *address, const struct identity *identity, struct error *err)
+/* Adds the TLS endpoint and its port; the server is not started yet. */
+static void add_tls_port(struct rpc_server *server, const char *target, const struct identity *identity)
 {
-    struct rpc_server *server = server_new();
     struct endpoint *endpoint = endpoint_new(server, false);
-    char *target = address[0] == ':' ? xasprintf("[::]%s", address) : xstrdup(address);
 
     server->endpoints = endpoint;
     server->endpoint_count = 1;
@@ -372,15 +381,45 @@ struct rpc_server *rpc_server_listen_tls(const char *address, const struct ident
         server->port = grpc_server_add_http2_port(endpoint->server, target, credentials);
         grpc_server_credentials_release(credentials);
     }
+}
+
+struct rpc_server *rpc_server_listen_tls(const char *address, const struct identity *identity, struct error *err)
+{
+    struct rpc_server *server = server_new();
+    char *target = address[0] == ':' ? xasprintf("[::]%s", address) : xstrdup(address);
+
+    add_tls_port(server, target, identity);
     free(target);
     if (server->port == 0) {
         error_set(err, STATUS_UNAVAILABLE, "cannot listen on %s: the address is in use or not of this host, or the certificate is not usable", address);
-        grpc_server_start(endpoint->server); /* gRPC shuts down only what was started */
+        grpc_server_start(server->endpoints->server); /* gRPC shuts down only what was started */
         rpc_server_destroy(server, 0);
         return NULL;
     }
-    endpoint_start(endpoint);
+    endpoint_start(server->endpoints);
     return server;
+}
+
+struct rpc_server *rpc_server_tls(const struct identity *identity, struct error *err)
+{
+    if (!handover__supported(err))
+        return NULL;
+    struct rpc_server *server = server_new();
+    server->handover = handover__create();
+    add_tls_port(server, HANDOVER_TARGET, identity);
+    if (!handover__ready(server->handover)) {
+        error_set(err, STATUS_INTERNAL, "gRPC takes no connections from outside, or the certificate is not usable");
+        grpc_server_start(server->endpoints->server);
+        rpc_server_destroy(server, 0);
+        return NULL;
+    }
+    endpoint_start(server->endpoints);
+    return server;
+}
+
+void rpc_server_take(struct rpc_server *server, int fd)
+{
+    handover__take(server->handover, fd);
 }
 
 void rpc_server_set_identity(struct rpc_server *server, const struct identity *identity)
@@ -620,6 +659,7 @@ void rpc_server_destroy(struct rpc_server *server, int64_t grace_ms)
     if (server->insecure != NULL)
         grpc_server_credentials_release(server->insecure);
     tls_server_destroy(server->tls);
+    handover__destroy(server->handover);
     pthread_mutex_destroy(&server->lock);
     pthread_cond_destroy(&server->changed);
     free(server->path);

@@ -183,7 +183,9 @@ static int read_members(struct sql *sql, void *ud, struct error *err)
         member->failure_domain = arena_strdup(list->arena, sql_text(s, 6));
         status = member_stored(sql, list->arena, sql_int(s, 0), member, err);
         member_live(list->arena, (uint64_t)sql_int(s, 0), sql_int(s, 4), member);
-        member->etag = etag_make(list->arena, &member->base, MEMBER_ETAG_FIELDS);
+        if (list->only != NULL) { /* a header of the single object */
+            member->etag = etag_make(list->arena, &member->base, MEMBER_ETAG_FIELDS);
+        }
         list->members[list->count++] = member;
     }
     int done = sql_done(s, status == STATUS_OK ? err : NULL);

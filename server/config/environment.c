@@ -25,7 +25,7 @@ enum { HELPER_TIMEOUT_MS = 5000, OS_RELEASE_MAX = 64 << 10 };
 static struct {
     struct utsname uname;
     char os_name[128], os_version[64], driver_version[64];
-    bool nft;
+    bool nft, cgroup2, pidfd;
 } facts;
 
 /* Value of KEY=value or KEY="value" in os-release. */
@@ -60,6 +60,15 @@ static void ask_helper(void)
     process_result_free(&result);
 }
 
+static bool has_pidfd(void)
+{
+    int fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    if (fd >= 0) {
+        close(fd);
+    }
+    return fd >= 0;
+}
+
 static void learn(void)
 {
     static const char *const nft[] = {"/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"};
@@ -73,6 +82,8 @@ static void learn(void)
     for (size_t i = 0; i < sizeof nft / sizeof *nft; i++) {
         facts.nft = facts.nft || access(nft[i], X_OK) == 0;
     }
+    facts.cgroup2 = access("/sys/fs/cgroup/cgroup.controllers", F_OK) == 0;
+    facts.pidfd = has_pidfd();
     ask_helper();
 }
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -128,20 +139,6 @@ json_t *server_addresses(void)
 }
 
 /* ---- the message ---- */
-
-static bool mounted_cgroup2(void)
-{
-    return access("/sys/fs/cgroup/cgroup.controllers", F_OK) == 0;
-}
-
-static bool has_pidfd(void)
-{
-    int fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
-    if (fd >= 0) {
-        close(fd);
-    }
-    return fd >= 0;
-}
 
 static void add_feature(struct arena *arena, Covey__V1__Environment *out, const char *name, bool value)
 {
@@ -208,8 +205,8 @@ Covey__V1__Environment *server__environment(struct arena *arena, const char *pro
     out->kernel = facts.uname.sysname;
     out->kernel_architecture = facts.uname.machine;
     out->kernel_version = facts.uname.release;
-    add_feature(arena, out, "cgroup2", mounted_cgroup2());
-    add_feature(arena, out, "pidfd", has_pidfd());
+    add_feature(arena, out, "cgroup2", facts.cgroup2);
+    add_feature(arena, out, "pidfd", facts.pidfd);
     out->os_name = facts.os_name;
     out->os_version = facts.os_version;
     out->project = arena_strdup(arena, project_or_default(project));

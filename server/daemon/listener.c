@@ -1,7 +1,7 @@
 /* Network listeners and the split between REST and gRPC on one port; see listener.h. One thread with one epoll set.
  *
  * A new connection is peeked at (MSG_PEEK, SO_RCVLOWAT so that a level-triggered wait does not spin) until its ClientHello is whole; then it is either passed
- * to the gateway or piped to the gRPC server's socket. Pipes copy with a bounded buffer in each direction. */
+ * to the gateway or given to the gRPC server. */
 #include "listener.h"
 
 #include "client_hello.h"
@@ -11,7 +11,6 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,13 +23,12 @@
 #include <utlist.h>
 
 enum {
-    PIPE_BYTES = 64 * 1024,
     EVENTS = 64,
     BIND_TRIES = 10, /* over one second (spec/cluster.md 1.5) */
     BACKLOG = 512,
 };
 
-enum kind { LISTEN, HELLO, PIPE_SIDE, GATEWAY_LISTEN, WAKE };
+enum kind { LISTEN, HELLO, GATEWAY_LISTEN, WAKE };
 
 struct watched {
     enum kind kind;
@@ -50,24 +48,9 @@ struct hello {
     struct hello *prev, *next;
 };
 
-struct pipe_pair;
-struct side {
-    struct watched watched; /* first */
-    struct pipe_pair *pair;
-    char *data; /* read from this side, not yet written to the other */
-    size_t at, len;
-    bool ended; /* this side sends no more */
-    bool gone;  /* it takes no more, too: epoll would report that for ever, so it is not watched any longer */
-    uint32_t interest;
-};
-struct pipe_pair {
-    struct side side[2];
-    bool dead;
-    struct pipe_pair *prev, *next;
-};
-
 static struct {
     struct daemon *daemon;
+    struct rpc_server *grpc;  /* takes the connections that speak it */
     pthread_mutex_t changing; /* one listener_set at a time; taken before lock */
     pthread_mutex_t lock;     /* listening, retired, core, cluster; the thread has it while it handles events, so it is never held over a bind */
     pthread_t thread;
@@ -78,8 +61,7 @@ static struct {
     struct listening *retired; /* closed, but perhaps in the events that the thread just got: it frees them */
     char core[300], cluster[300];
     struct hello *hellos;
-    unsigned hello_count, pipe_count;
-    struct pipe_pair *pipes;
+    unsigned hello_count;
 } listener = {.changing = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .epoll = -1, .gateway = -1};
 
 /* ---- epoll helpers ---- */
@@ -88,123 +70,6 @@ static bool watch(struct watched *w, uint32_t events)
 {
     struct epoll_event event = {.events = events, .data.ptr = w};
     return epoll_ctl(listener.epoll, EPOLL_CTL_ADD, w->fd, &event) == 0;
-}
-
-static void rewatch(struct side *side, uint32_t events)
-{
-    if (!side->gone && side->interest != events) {
-        struct epoll_event event = {.events = events, .data.ptr = &side->watched};
-        side->interest = events;
-        epoll_ctl(listener.epoll, EPOLL_CTL_MOD, side->watched.fd, &event);
-    }
-}
-
-/* ---- gRPC: pipes ---- */
-
-static void pipe_kill(struct pipe_pair *pair)
-{
-    if (!pair->dead) {
-        pair->dead = true; /* freed after the batch of events: both sides may be in it */
-        for (int i = 0; i < 2; i++) {
-            epoll_ctl(listener.epoll, EPOLL_CTL_DEL, pair->side[i].watched.fd, NULL);
-            close(pair->side[i].watched.fd);
-        }
-    }
-}
-
-static void pipes_reap(void)
-{
-    struct pipe_pair *pair, *next;
-    DL_FOREACH_SAFE(listener.pipes, pair, next) {
-        if (pair->dead) {
-            DL_DELETE(listener.pipes, pair);
-            free(pair->side[0].data);
-            free(pair->side[1].data);
-            free(pair);
-            listener.pipe_count--;
-        }
-    }
-}
-
-/* Moves what can be moved from one side to the other. False on a broken connection. */
-static bool pipe_move(struct side *from, struct side *to)
-{
-    for (;;) {
-        if (from->len == 0 && !from->ended) {
-            ssize_t n = recv(from->watched.fd, from->data, PIPE_BYTES, MSG_DONTWAIT);
-            if (n > 0) {
-                from->at = 0;
-                from->len = (size_t)n;
-            } else if (n == 0) {
-                from->ended = true;
-                shutdown(to->watched.fd, SHUT_WR);
-            } else {
-                return errno == EAGAIN || errno == EINTR;
-            }
-        }
-        if (from->len == 0) {
-            return true;
-        }
-        ssize_t n = send(to->watched.fd, from->data + from->at, from->len, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n < 0) {
-            return errno == EAGAIN || errno == EINTR;
-        }
-        from->at += (size_t)n;
-        from->len -= (size_t)n;
-    }
-}
-
-static void pipe_run(struct pipe_pair *pair)
-{
-    struct side *a = &pair->side[0], *b = &pair->side[1];
-    if (pair->dead) {
-        return;
-    }
-    bool moved = pipe_move(a, b) && pipe_move(b, a);
-    bool a_over = a->ended && a->len == 0, b_over = b->ended && b->len == 0;
-    if (!moved || (a_over && b_over) || (a->gone && a_over) || (b->gone && b_over)) {
-        pipe_kill(pair);
-        return;
-    }
-    rewatch(a, (a->len == 0 && !a->ended ? EPOLLIN : 0u) | (b->len > 0 ? EPOLLOUT : 0u));
-    rewatch(b, (b->len == 0 && !b->ended ? EPOLLIN : 0u) | (a->len > 0 ? EPOLLOUT : 0u));
-}
-
-static void pipe_event(struct side *side, uint32_t events)
-{
-    if (!side->pair->dead && !side->gone && (events & (EPOLLHUP | EPOLLERR)) != 0) {
-        side->gone = true; /* what it sent before is still delivered */
-        epoll_ctl(listener.epoll, EPOLL_CTL_DEL, side->watched.fd, NULL);
-    }
-    pipe_run(side->pair);
-}
-
-static void pipe_open(int fd)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(address.sun_path, sizeof address.sun_path, "%s/cluster.socket", listener.daemon->dir);
-    int to = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (to < 0 || listener.pipe_count >= LISTENER_PIPES_MAX || connect(to, (struct sockaddr *)&address, sizeof address) != 0) {
-        if (to >= 0) {
-            close(to);
-        }
-        close(fd);
-        return;
-    }
-    int one = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    struct pipe_pair *pair = xcalloc(1, sizeof *pair);
-    int fds[2] = {fd, to};
-    for (int i = 0; i < 2; i++) {
-        pair->side[i] = (struct side){.watched = {PIPE_SIDE, fds[i]}, .pair = pair, .data = xmalloc(PIPE_BYTES), .interest = EPOLLIN};
-    }
-    DL_APPEND(listener.pipes, pair);
-    listener.pipe_count++;
-    if (!watch(&pair->side[0].watched, EPOLLIN) || !watch(&pair->side[1].watched, EPOLLIN)) {
-        pipe_kill(pair);
-        return;
-    }
-    pipe_run(pair);
 }
 
 /* ---- REST: passing sockets ---- */
@@ -290,7 +155,7 @@ static void hello_run(struct hello *hello)
     hello_end(hello);
     setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
     if (grpc) {
-        pipe_open(fd);
+        rpc_server_take(listener.grpc, fd);
     } else {
         pass_to_gateway(fd, peer);
     }
@@ -366,7 +231,6 @@ static void *listener_main(void *ud)
                 }
                 break;
             case HELLO: hello_run((struct hello *)w); break;
-            case PIPE_SIDE: pipe_event((struct side *)w, events[i].events); break;
             case GATEWAY_LISTEN: gateway_accept(); break;
             case WAKE:
                 if (read(w->fd, &drop, sizeof drop) < 0) {
@@ -375,7 +239,6 @@ static void *listener_main(void *ud)
                 break;
             }
         }
-        pipes_reap();
         retired_free();
         expire_hellos();
         pthread_mutex_unlock(&listener.lock);
@@ -532,10 +395,11 @@ void listener_get(char *core, size_t core_size, char *cluster, size_t cluster_si
     pthread_mutex_unlock(&listener.lock);
 }
 
-int listener_start(struct daemon *daemon, struct error *err)
+int listener_start(struct daemon *daemon, struct rpc_server *grpc, struct error *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     listener.daemon = daemon;
+    listener.grpc = grpc;
     snprintf(address.sun_path, sizeof address.sun_path, "%s/gateway.socket", daemon->dir);
     unlink(address.sun_path);
     listener.epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -567,11 +431,6 @@ void listener_stop(void)
     listening_close(listener.listening[0]);
     listening_close(listener.listening[1]);
     retired_free();
-    struct pipe_pair *pair;
-    DL_FOREACH(listener.pipes, pair) {
-        pipe_kill(pair);
-    }
-    pipes_reap();
     while (listener.hellos != NULL) {
         int fd = listener.hellos->watched.fd;
         hello_end(listener.hellos);

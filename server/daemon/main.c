@@ -132,27 +132,23 @@ static int open_sockets(struct daemon *daemon, struct error *err)
         }
         gid = group->gr_gid;
     }
-    char *local = xasprintf("%s/grpc.socket", daemon->dir), *tls = xasprintf("unix:%s/cluster.socket", daemon->dir);
+    char *local = xasprintf("%s/grpc.socket", daemon->dir);
     struct identity identity = {0};
     identity_copy(&identity);
-    mode_t mask = umask(0177);
-    unlink(tls + strlen("unix:"));
-    grpc_tls = rpc_server_listen_tls(tls, &identity, err);
-    umask(mask);
+    grpc_tls = rpc_server_tls(&identity, err);
     if (grpc_tls != NULL) {
         identity_serve(grpc_tls);
         grpc_local = rpc_server_listen_unix(local, gid, err);
     }
     identity_free(&identity);
     free(local);
-    free(tls);
     return grpc_local != NULL ? STATUS_OK : (int)err->code;
 }
 
 static int open_listeners(struct daemon *daemon, struct error *err)
 {
     char *core = local_config_get(daemon->local, "core.https_address"), *cluster = local_config_get(daemon->local, "cluster.https_address");
-    int status = listener_start(daemon, err);
+    int status = listener_start(daemon, grpc_tls, err);
     if (status == STATUS_OK) {
         status = listener_set(daemon, core != NULL ? core : "", cluster != NULL ? cluster : "", err);
     }
@@ -175,7 +171,7 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     }
     view_load(daemon);
     struct host_config host = {.state_dir = daemon->dir, .channel = host_channel, .ud = daemon, .status_changed = attach_instance_changed};
-    struct rpc_policy policy = {.ud = daemon, .classify = view_classify, .route = route_call, .confirm = confirm_call, .admit = admit_call};
+    struct rpc_policy policy = {.ud = daemon, .classify = view_classify, .route = route_call, .route_now = route_now, .confirm = confirm_call, .admit = admit_call};
     attach_init(daemon); /* the host reports statuses from its start on */
     status = host_start(&host, &daemon->host, err);
     if (status == STATUS_OK) {

@@ -1,4 +1,5 @@
-/* The dispatcher's policy: where a call runs and whether this member takes it at the moment. Runs on worker threads. */
+/* The dispatcher's policy: where a call runs and whether this member takes it at the moment. Runs on worker threads; route_now and
+ * confirm_call on queue threads, without waiting. */
 #include "route.h"
 
 #include "server/cluster/cluster.h"
@@ -81,6 +82,21 @@ int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request,
     }
     *channel = member_channel(daemon, member, err);
     return *channel != NULL ? STATUS_OK : (int)err->code;
+}
+
+struct rpc_channel *route_now(void *ud, struct rpc_call *call)
+{
+    struct daemon *daemon = ud;
+    if (daemon_leads(daemon)) {
+        return NULL;
+    }
+    uint64_t leader = daemon_leader_id(daemon);
+    leader = leader != 0 ? leader : attach_known_leader();
+    /* Operations of this member alone are told apart by their id, which only route_call() can read. */
+    if (leader == 0 || leader == daemon_id(daemon) || strcmp(rpc_call_method(call)->service, "covey.v1.Operations") == 0) {
+        return NULL;
+    }
+    return member_channel(daemon, leader, NULL);
 }
 
 struct confirming {

@@ -8,9 +8,10 @@ enum daemon_phase { DAEMON_STARTING, DAEMON_READY, DAEMON_STOPPING };
 
 void daemon_set_phase(enum daemon_phase next);
 enum daemon_phase daemon_phase(void);
-/* rpc_policy.route, .confirm and .admit */
+/* rpc_policy.route, .route_now, .confirm and .admit */
 int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request, unsigned attempt, const struct error *last, struct rpc_channel **channel,
                struct error *err);
+struct rpc_channel *route_now(void *ud, struct rpc_call *call);
 bool confirm_call(void *ud, struct rpc_call *call, void (*done)(struct rpc_call *call, bool confirmed));
 int admit_call(void *ud, struct rpc_call *call, struct error *err);
 

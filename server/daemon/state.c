@@ -374,7 +374,7 @@ static struct db *enter(void)
 static void leave(void)
 {
     lock();
-    if (--state.users == 0) {
+    if (--state.users == 0 && state.db == NULL) { /* only who closes it waits for that */
         pthread_cond_broadcast(&state.changed);
     }
     unlock();

@@ -145,6 +145,13 @@ static void with_certificate(void **state)
     buf_free(&out);
     pthread_mutex_lock(&w.lock);
     assert_string_equal(w.caller.fingerprint, client_id.fingerprint);
+    assert_string_equal(w.cert, ""); /* a kilobyte that only the next request needs */
+    pthread_mutex_unlock(&w.lock);
+    char *certificates = xasprintf("%s/certificates", url);
+    assert_int_equal(curl((const char *const[]){"--cert", path_of("client.crt"), "--key", path_of("client.key"), "-d", "{\"type\":\"client\"}", certificates, NULL}, &out), 0);
+    buf_free(&out);
+    free(certificates);
+    pthread_mutex_lock(&w.lock);
     char fingerprint[FINGERPRINT_SIZE] = "";
     cert_fingerprint(w.cert, fingerprint, NULL);
     pthread_mutex_unlock(&w.lock);
