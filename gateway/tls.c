@@ -38,7 +38,19 @@ static bool same_time(struct timespec a, struct timespec b)
     return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
 }
 
-/* Reads the pair `name` if it exists and changed; false if it does not exist. */
+/* Two files cannot change at once: between the two a key stands beside a certificate that it does not belong to. */
+static bool belong(const struct buf *cert, const struct buf *key)
+{
+    struct identity pair = {0};
+    struct error err = ERROR_INIT;
+    bool good = identity_from_pem(cert->data, key->data, &pair, &err) == STATUS_OK;
+    identity_free(&pair);
+    if (!good)
+        log_info("gateway.certificate", "%s", err.text);
+    return good;
+}
+
+/* Reads the pair `name` if it exists and changed; false if it does not exist. While its files do not fit, the pair that was read before stays. */
 static bool load(const char *name)
 {
     struct stat cert_stat, key_stat;
@@ -49,7 +61,8 @@ static bool load(const char *name)
                  cert_stat.st_ino == tls.cert_inode;
     if (found && !fresh) {
         struct buf cert = {0}, key = {0};
-        if (file_read(cert_path, TLS_FILE_BYTES_MAX, &cert, &err) == STATUS_OK && file_read(key_path, TLS_FILE_BYTES_MAX, &key, &err) == STATUS_OK) {
+        bool read = file_read(cert_path, TLS_FILE_BYTES_MAX, &cert, &err) == STATUS_OK && file_read(key_path, TLS_FILE_BYTES_MAX, &key, &err) == STATUS_OK;
+        if (read && belong(&cert, &key)) {
             buf_free(&tls.cert);
             buf_free(&tls.key);
             tls.cert = cert;
@@ -59,7 +72,8 @@ static bool load(const char *name)
             tls.key_time = key_stat.st_mtim;
             tls.cert_inode = cert_stat.st_ino;
         } else {
-            log_warn("gateway.certificate", "%s", err.text);
+            if (!read)
+                log_warn("gateway.certificate", "%s", err.text);
             buf_free(&cert);
             buf_free(&key);
         }

@@ -71,6 +71,68 @@ static char *bio_text(BIO *bio)
     return text;
 }
 
+char *pem_tidy(const char *pem)
+{
+    struct buf out = {0};
+    while (*pem != '\0') {
+        size_t line = strcspn(pem, "\r\n"), from = strspn(pem, " \t"), to = line;
+        while (to > from && (pem[to - 1] == ' ' || pem[to - 1] == '\t'))
+            to--;
+        if (to > from)
+            buf_printf(&out, "%.*s\n", (int)(to - from), pem + from);
+        pem += line;
+        pem += *pem != '\0';
+    }
+    return buf_take(&out);
+}
+
+int cert_check_strength(const char *pem, struct error *err)
+{
+    enum { BITS_MIN = 112 };
+    X509 *cert = read_cert(pem);
+    int bits = cert ? EVP_PKEY_get_security_bits(X509_get0_pubkey(cert)) : 0;
+    X509_free(cert);
+    ERR_clear_error();
+    return bits >= BITS_MIN ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "The certificate's key is too weak for TLS");
+}
+
+int key_sign(const char *key_pem, const char *text, uint8_t **signature, size_t *len, struct error *err)
+{
+    EVP_PKEY *key = read_key(key_pem);
+    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    int status = STATUS_OK;
+    *signature = NULL;
+    *len = 0;
+    if (!key || !ctx || EVP_DigestSignInit(ctx, NULL, EVP_sha256(), NULL, key) != 1 ||
+        EVP_DigestSign(ctx, NULL, len, (const unsigned char *)text, strlen(text)) != 1) {
+        status = openssl_error(err, "cannot sign");
+    } else {
+        *signature = xmalloc(*len);
+        if (EVP_DigestSign(ctx, *signature, len, (const unsigned char *)text, strlen(text)) != 1)
+            status = openssl_error(err, "cannot sign");
+    }
+    if (status != STATUS_OK) {
+        free(*signature);
+        *signature = NULL;
+    }
+    EVP_MD_CTX_free(ctx);
+    EVP_PKEY_free(key);
+    ERR_clear_error();
+    return status;
+}
+
+bool cert_verify(const char *cert_pem, const char *text, const uint8_t *signature, size_t len)
+{
+    X509 *cert = read_cert(cert_pem);
+    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    bool good = cert && ctx && EVP_DigestVerifyInit(ctx, NULL, EVP_sha256(), NULL, X509_get0_pubkey(cert)) == 1 &&
+                EVP_DigestVerify(ctx, signature, len, (const unsigned char *)text, strlen(text)) == 1;
+    EVP_MD_CTX_free(ctx);
+    X509_free(cert);
+    ERR_clear_error();
+    return good;
+}
+
 /* ---- DER within PEM ---- */
 
 /* The DER of the first certificate; *rest = what follows it. NULL if there is none. Caller frees. */

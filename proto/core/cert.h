@@ -27,6 +27,15 @@ int identity_save(const struct identity *identity, const char *cert_path, const 
 int identity_load_or_create(const char *cert_path, const char *key_path, const char *name, struct identity *out, struct error *err);
 void identity_free(struct identity *identity);
 
+/* PEM without empty lines, carriage returns and blanks at the ends of lines, with a newline at its end: what is left of certificates that went through YAML
+ * or a web form. Caller frees. */
+char *pem_tidy(const char *pem);
+/* Whether TLS libraries accept the certificate's key: at least 112 bits of security (RSA 2048, EC 224). */
+int cert_check_strength(const char *pem, struct error *err);
+/* Signature over `text` by a private key in PEM, and its check with the certificate of the signer. Caller frees *signature. */
+int key_sign(const char *key_pem, const char *text, uint8_t **signature, size_t *len, struct error *err);
+bool cert_verify(const char *cert_pem, const char *text, const uint8_t *signature, size_t len);
+
 /* Fingerprint of the first certificate of a PEM text (about 2 us: base64 body, no X.509 parsing). */
 int cert_fingerprint(const char *pem, char out[FINGERPRINT_SIZE], struct error *err);
 /* Parses DER (given in base64, without armour) fully and gives PEM + fingerprint + common name (each malloc'ed / buffer). */

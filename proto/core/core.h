@@ -98,6 +98,7 @@ void sha256_hex(const void *data, size_t len, char out[65]);
 int file_read(const char *path, size_t max, struct buf *out, struct error *err);
 /* Writes path.tmp, fsyncs, renames, fsyncs the folder: after a crash either the old or the new content is there. */
 int file_write_atomic(const char *path, const void *data, size_t len, mode_t mode, struct error *err);
+int file_sync_parent(const char *path, struct error *err);        /* fsyncs the folder: a rename in it lasts */
 int dir_make(const char *path, mode_t mode, struct error *err); /* with parents; existing is fine */
 int dir_remove_all(const char *path, struct error *err);        /* never follows links nor crosses mount points; absent is fine */
 

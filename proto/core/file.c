@@ -58,7 +58,7 @@ static char *parent_of(const char *path)
     return slash == path ? xstrdup("/") : xasprintf("%.*s", (int)(slash - path), path);
 }
 
-static int sync_parent(const char *path, struct error *err)
+int file_sync_parent(const char *path, struct error *err)
 {
     char *parent = parent_of(path);
     int status = STATUS_OK, fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -94,7 +94,7 @@ int file_write_atomic(const char *path, const void *data, size_t len, mode_t mod
     if (status != STATUS_OK)
         unlink(tmp); /* the first error is the one to tell */
     else
-        status = sync_parent(path, err);
+        status = file_sync_parent(path, err);
     free(tmp);
     return status;
 }

@@ -68,6 +68,17 @@ struct rpc_channel *rpc_channel_tls(const char *address, const char *fingerprint
     return channel;
 }
 
+struct rpc_channel *rpc_channel_peer(const char *address, const char *name, bool (*accept)(void *ud, const char *fingerprint), void *ud,
+                                     const struct identity *identity)
+{
+    char *target = xasprintf("dns:///%s", address);
+    struct tls_pin *pin = tls_pin_create_asking(accept, ud);
+    struct rpc_channel *channel = channel_new(target, tls_channel_credentials(pin, identity), pin);
+    channel->peer = xasprintf("%s at %s", name, address);
+    free(target);
+    return channel;
+}
+
 struct rpc_channel *rpc_channel_ref(struct rpc_channel *channel)
 {
     atomic_fetch_add(&channel->refs, 1);
@@ -80,6 +91,7 @@ void rpc_channel_unref(struct rpc_channel *channel)
         return;
     grpc_channel_destroy(channel->channel);
     tls_pin_unref(channel->pin);
+    free(channel->peer);
     free((void *)channel->methods);
     free(channel);
 }
@@ -102,7 +114,23 @@ static grpc_call *call_create(struct rpc_channel *channel, const struct method *
     return grpc_channel_create_registered_call(channel->channel, parent_call, mask, rpc__next_queue(), handle, rpc__timespec(deadline_ms), NULL);
 }
 
-static void status_to_error(grpc_status_code status, grpc_slice details, const grpc_metadata_array *trailing, struct error *err)
+/* A connection that was never made has carried nothing. */
+bool client__never_sent(const struct error *err)
+{
+    return strstr(err->text, "failed to connect") != NULL || strstr(err->text, "Failed to connect") != NULL;
+}
+
+/* What gRPC says of a broken connection names neither the member nor a reason that its users know. */
+static void name_peer(const struct rpc_channel *channel, struct error *err)
+{
+    if (channel->peer == NULL || (err->code != STATUS_UNAVAILABLE && err->code != STATUS_UNKNOWN))
+        return;
+    log_debug("rpc.connection", "peer=\"%s\" error=\"%s\"", channel->peer, err->text);
+    error_set(err, err->code, client__never_sent(err) ? "failed to connect to %s" : "the connection to %s broke", channel->peer);
+}
+
+static void status_to_error(const struct rpc_channel *channel, grpc_status_code status, grpc_slice details, const grpc_metadata_array *trailing,
+                            struct error *err)
 {
     int len = (int)GRPC_SLICE_LENGTH(details);
     if (status == GRPC_STATUS_OK) {
@@ -111,6 +139,8 @@ static void status_to_error(grpc_status_code status, grpc_slice details, const g
     }
     error_set(err, status > GRPC_STATUS_UNAUTHENTICATED ? STATUS_UNKNOWN : (enum status)status, "%.*s", len,
               (const char *)GRPC_SLICE_START_PTR(details));
+    if (!md_has(trailing, "covey-answered"))
+        name_peer(channel, err);
     rpc__error_from_md(trailing, err);
 }
 
@@ -138,7 +168,7 @@ static void on_unary(struct tag *tag, bool ok)
     if (unary->status == GRPC_STATUS_OK && unary->response == NULL) {
         error_set(&err, STATUS_INTERNAL, "the server sent no response");
     } else {
-        status_to_error(unary->status, unary->details, &unary->trailing, &err);
+        status_to_error(unary->channel, unary->status, unary->details, &unary->trailing, &err);
     }
     if (err.code != STATUS_OK && unary->response != NULL) {
         grpc_byte_buffer_destroy(unary->response);
@@ -473,7 +503,7 @@ struct rpc_call *rpc_open(struct rpc_channel *channel, const char *service, cons
 
 void call__client_status(struct rpc_call *call, struct error *err)
 {
-    status_to_error(call->status, call->status_details, &call->trailing, err);
+    status_to_error(call->channel, call->status, call->status_details, &call->trailing, err);
 }
 
 void rpc_cancel(struct rpc_call *call)

@@ -186,12 +186,6 @@ static void no_leader(struct rpc_call *call, const struct error *last)
     server__finish_raw(call, NULL, err.code, &err);
 }
 
-/* A connection that was never made has carried nothing. */
-static bool never_sent(const struct error *err)
-{
-    return strstr(err->text, "failed to connect") != NULL || strstr(err->text, "Failed to connect") != NULL;
-}
-
 bool forward__retry(struct rpc_call *call, int status, const struct error *err, bool answered)
 {
     const struct method *method = call->method;
@@ -211,7 +205,7 @@ bool forward__retry(struct rpc_call *call, int status, const struct error *err, 
     pthread_mutex_unlock(&call->lock);
     if (over)
         return false;
-    if (method->write && (unknown || (broken && !never_sent(err))))
+    if (method->write && (unknown || (broken && !client__never_sent(err))))
         call->maybe_done = true;
     int64_t pause = call->attempt < 4 ? RPC_RETRY_PAUSE_MS_MIN << call->attempt : RPC_RETRY_PAUSE_MS_MAX;
     if (pause > RPC_RETRY_PAUSE_MS_MAX)

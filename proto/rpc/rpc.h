@@ -57,6 +57,7 @@ void rpc_call_unref(struct rpc_call *call);
 const struct method *rpc_call_method(const struct rpc_call *call);
 int64_t rpc_call_deadline_left_ms(const struct rpc_call *call); /* INT64_MAX when none */
 bool rpc_call_cancelled(const struct rpc_call *call);
+unsigned rpc_call_forwarded(const struct rpc_call *call); /* how many members passed it on before this one */
 bool rpc_call_confirmed(const struct rpc_call *call); /* policy.confirm proved leadership after this call arrived */
 /* Runs once, on any thread, when the peer cancelled, the connection broke or the call ended; at once if that has happened. */
 void rpc_call_on_done(struct rpc_call *call, void (*fn)(struct rpc_call *call, void *ud), void *ud);
@@ -150,6 +151,11 @@ struct rpc_channel *rpc_channel_unix(const char *path);
 /* TLS; pins the server's certificate by fingerprint, whatever its name ("" = accept any: only to learn a fingerprint). `alt_fingerprint` may be
  * NULL or a second accepted one. `identity` = client certificate, may be NULL. */
 struct rpc_channel *rpc_channel_tls(const char *address, const char *fingerprint, const char *alt_fingerprint, const struct identity *identity);
+/* The same towards a peer whose certificate may change: `accept` is asked at every handshake whether the certificate with this fingerprint is the peer's, on a
+ * thread of gRPC's, so it must not block; `ud` must outlive the channel. `name` says who is at the other end ("cluster member node2"): connections that fail are
+ * told with it instead of gRPC's own words. */
+struct rpc_channel *rpc_channel_peer(const char *address, const char *name, bool (*accept)(void *ud, const char *fingerprint), void *ud,
+                                     const struct identity *identity);
 struct rpc_channel *rpc_channel_ref(struct rpc_channel *channel);
 void rpc_channel_unref(struct rpc_channel *channel);
 /* PEM of the certificate that the server presented at the last handshake, NULL if none yet; caller frees. */

@@ -119,6 +119,7 @@ struct rpc_channel {
     atomic_int refs;
     grpc_channel *channel;
     struct tls_pin *pin; /* NULL for local sockets */
+    char *peer;          /* who is at the other end, for texts; NULL = unknown */
     _Atomic(void *) *methods; /* registered call handles by method index */
 };
 
@@ -221,6 +222,7 @@ void tls_server_set(struct tls_server *tls, const struct identity *identity);
 void tls_server_destroy(struct tls_server *tls); /* after the grpc_server */
 grpc_server_credentials *tls_server_credentials(struct tls_server *tls);
 struct tls_pin *tls_pin_create(const char *fingerprint, const char *alt_fingerprint);
+struct tls_pin *tls_pin_create_asking(bool (*accept)(void *ud, const char *fingerprint), void *ud);
 void tls_pin_unref(struct tls_pin *pin);
 char *tls_pin_cert(struct tls_pin *pin);
 grpc_channel_credentials *tls_channel_credentials(struct tls_pin *pin, const struct identity *identity);
@@ -234,6 +236,8 @@ void client__unary_raw(struct rpc_channel *channel, const struct method *method,
 /* Opens a stream; `request` (may be NULL) is sent and closed. Returns one user reference. */
 struct rpc_call *client__open_raw(struct rpc_channel *channel, const struct method *method, grpc_byte_buffer *request, const struct md_list *metadata,
                                   const struct rpc_call *parent, int64_t deadline_ms, bool wait_for_ready);
+
+bool client__never_sent(const struct error *err); /* the call failed before anything left this process */
 
 /* ---- forward.c ---- */
 void forward__dispatch(struct rpc_call *call); /* worker thread: routes, then forwards or runs here; takes the handler's reference */

@@ -222,6 +222,7 @@ static bool confirms(const struct method *method)
     return method->route == RPC_ROUTE_LEADER && !method->write && !method->client_streaming && rpc__policy.confirm != NULL && !rpc__is_grpc_service(method);
 }
 
+unsigned rpc_call_forwarded(const struct rpc_call *call) { return call->forwarded; }
 bool rpc_call_confirmed(const struct rpc_call *call) { return call->confirmed; }
 
 static void accept_call(struct rpc_call *call)

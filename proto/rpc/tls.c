@@ -86,6 +86,8 @@ struct tls_pin {
     atomic_int refs; /* the channel, and gRPC's verifier, which may outlive it */
     grpc_tls_certificate_verifier_external verifier;
     char fingerprint[FINGERPRINT_SIZE], alt[FINGERPRINT_SIZE];
+    bool (*accept)(void *ud, const char *fingerprint); /* instead of the fixed ones; may be NULL */
+    void *ud;
     pthread_mutex_t lock;
     char *seen_pem; /* under lock */
 };
@@ -114,7 +116,9 @@ static int verify(void *user_data, grpc_tls_custom_verification_check_request *r
     }
     remember(pin, request->peer_info.peer_cert);
     bool any = pin->fingerprint[0] == '\0' && pin->alt[0] == '\0';
-    if (any || strcmp(fingerprint, pin->fingerprint) == 0 || strcmp(fingerprint, pin->alt) == 0) {
+    bool good = pin->accept != NULL ? pin->accept(pin->ud, fingerprint)
+                                    : any || strcmp(fingerprint, pin->fingerprint) == 0 || strcmp(fingerprint, pin->alt) == 0;
+    if (good) {
         *status = GRPC_STATUS_OK;
         return 1;
     }
@@ -146,6 +150,14 @@ struct tls_pin *tls_pin_create(const char *fingerprint, const char *alt_fingerpr
     pin->verifier.verify = verify;
     pin->verifier.cancel = verify_cancel;
     pin->verifier.destruct = verify_destruct;
+    return pin;
+}
+
+struct tls_pin *tls_pin_create_asking(bool (*accept)(void *ud, const char *fingerprint), void *ud)
+{
+    struct tls_pin *pin = tls_pin_create(NULL, NULL);
+    pin->accept = accept;
+    pin->ud = ud;
     return pin;
 }
 

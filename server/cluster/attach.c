@@ -611,8 +611,8 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     }
     struct rpc_options options = {.timeout_ms = -1};
     struct rpc_call *call = rpc_open(channel, "covey.internal.v1.Membership", "Attach", NULL, &options, &err);
-    rpc_channel_unref(channel);
     if (call == NULL) {
+        rpc_channel_unref(channel);
         return;
     }
     pthread_mutex_lock(&attach.lock);
@@ -634,6 +634,7 @@ static void report_to(struct daemon *daemon, uint64_t leader)
         pthread_mutex_unlock(&attach.lock);
         uint64_t now = daemon_leader_id(daemon);
         if (!over && (now == 0 || now == leader)) {
+            certificate_follow(daemon, channel); /* before the report: it says that this member acts by its view */
             ok = send_report(call, sequence++, false, &err) == STATUS_OK;
             view_persist(daemon);
         } else if (!over) {
@@ -652,6 +653,7 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     }
     rpc_cancel(call);
     rpc_call_unref(call);
+    rpc_channel_unref(channel);
 }
 
 static void *reporter_main(void *ud)
@@ -676,6 +678,7 @@ static void *reporter_main(void *ud)
         if (leader != 0 && leader != daemon_id(daemon)) {
             report_to(daemon, leader);
         }
+        certificate_seek(daemon);
         seen = state_wait_change(seen, 100); /* also the pause between attempts */
     }
 }

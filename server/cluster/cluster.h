@@ -53,6 +53,16 @@ void attach_forget(uint64_t member);
 void attach_instance_changed(void *ud, const Covey__Internal__V1__InstanceStatus *status);
 bool attach_member_stopping(uint64_t member);
 
+/* ---- certificate.c: the certificate that all members present ---- */
+rpc_handler certificate_update_handler(void); /* covey.v1.Cluster.UpdateClusterCertificate */
+void certificate_membership_handlers(struct rpc_binding out[3]);
+/* On the leader: takes the pair from the database if it is not the one in use. May block on disk. */
+void certificate_lead(struct daemon *daemon);
+/* On another member: puts in use what the view names, from what was staged or from the leader behind `channel`. May block for a moment. */
+void certificate_follow(struct daemon *daemon, struct rpc_channel *channel);
+/* When no leader can be reached: looks for peers that present an unknown certificate and takes it if they prove that it is the cluster's newer one. */
+void certificate_seek(struct daemon *daemon);
+
 /* ---- controller.c ---- */
 void controller_start(struct daemon *daemon);
 void controller_stop(void);

@@ -74,6 +74,7 @@ uint64_t controller_refresh_view(struct daemon *daemon)
         build.view->revision = ++controller.revision;
         made = controller.revision;
         view_install(daemon, build.view);
+        certificate_lead(daemon); /* before the others: they may ask this member for it */
         view_persist(daemon);
         attach_view_changed();
     } else if (err.code != STATUS_OK) {
@@ -416,6 +417,7 @@ static void *controller_main(void *ud)
         if (now >= tick_after) {
             tick_after = now + TICK_MS;
             check_liveness(daemon);
+            certificate_lead(daemon); /* again, should the disk have refused it */
         }
         if (daemon_clustered(daemon)) {
             check_images(daemon);

@@ -1,4 +1,4 @@
-/* Reaching members: channels by id, pinned to the cluster certificate; calls to agents; names to ids. Thread: any. */
+/* Reaching members: channels by id, which accept the cluster certificate of the day; calls to agents; names to ids. Thread: any. */
 #include "cluster.h"
 
 #include "server/daemon/state.h"
@@ -14,8 +14,7 @@ enum { AGENT_RECONNECT_MS = 2000, AGENT_RETRY_MS = 100 };
 
 struct cached {
     uint64_t id;
-    char address[256];
-    char fingerprint[FINGERPRINT_SIZE];
+    char address[256], name[128];
     struct rpc_channel *channel;
     UT_hash_handle hh;
 };
@@ -47,16 +46,13 @@ struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct er
     const struct view *view = view_get();
     const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, id);
     struct rpc_channel *channel = NULL;
-    char fingerprint[FINGERPRINT_SIZE];
     if (member == NULL) {
         error_set(err, STATUS_NOT_FOUND, "Cluster member not found");
-    } else if (!identity_cluster_fingerprint(fingerprint)) {
-        error_set(err, STATUS_UNAVAILABLE, "This server has no cluster certificate");
     } else {
         pthread_mutex_lock(&channels.lock);
         struct cached *cached = NULL;
         HASH_FIND(hh, channels.by_id, &id, sizeof id, cached);
-        if (cached != NULL && (strcmp(cached->address, member->address) != 0 || strcmp(cached->fingerprint, fingerprint) != 0)) {
+        if (cached != NULL && (strcmp(cached->address, member->address) != 0 || strcmp(cached->name, member->name) != 0)) {
             HASH_DEL(channels.by_id, cached);
             rpc_channel_unref(cached->channel);
             free(cached);
@@ -66,8 +62,10 @@ struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct er
             cached = xcalloc(1, sizeof *cached);
             cached->id = id;
             snprintf(cached->address, sizeof cached->address, "%s", member->address);
-            memcpy(cached->fingerprint, fingerprint, sizeof fingerprint);
-            cached->channel = rpc_channel_tls(member->address, fingerprint, NULL, &daemon->server);
+            snprintf(cached->name, sizeof cached->name, "%s", member->name);
+            char *who = xasprintf("cluster member %s", member->name);
+            cached->channel = rpc_channel_peer(member->address, who, identity_cluster_accepts, NULL, &daemon->server);
+            free(who);
             HASH_ADD(hh, channels.by_id, id, sizeof cached->id, cached);
         }
         channel = rpc_channel_ref(cached->channel);
@@ -79,7 +77,6 @@ struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct er
 
 struct rpc_channel *member_channel_by_address(struct daemon *daemon, const char *address)
 {
-    char fingerprint[FINGERPRINT_SIZE];
     const struct view *view = view_get();
     uint64_t id = 0;
     for (size_t i = 0; i < view->message->n_members; i++) {
@@ -91,7 +88,7 @@ struct rpc_channel *member_channel_by_address(struct daemon *daemon, const char 
     if (id != 0) {
         return member_channel(daemon, id, NULL);
     }
-    return identity_cluster_fingerprint(fingerprint) ? rpc_channel_tls(address, fingerprint, NULL, &daemon->server) : NULL;
+    return daemon_clustered(daemon) ? rpc_channel_peer(address, "a member", identity_cluster_accepts, NULL, &daemon->server) : NULL;
 }
 
 void members_forget_channels(void)

@@ -558,11 +558,12 @@ static int who_leads(struct rpc_call *call, const ProtobufCMessage *message, Pro
 }
 
 static struct rpc_binding bindings[] = {
-    {"Introduce", introduce}, {"Accept", accept_join}, {"Complete", complete_join}, {"Abandon", abandon_join}, {"Attach", NULL}, {"WhoLeads", who_leads},
+    {"Introduce", introduce}, {"Accept", accept_join}, {"Complete", complete_join}, {"Abandon", abandon_join}, {"Attach", NULL}, {"WhoLeads", who_leads}, {NULL}, {NULL}, {NULL},
 };
 
 void membership_bind(void)
 {
     bindings[4].handler = attach_handler();
+    certificate_membership_handlers(&bindings[6]);
     rpc_bind("covey.internal.v1.Membership", bindings, sizeof bindings / sizeof *bindings, NULL);
 }

@@ -351,7 +351,8 @@ static int create_token(struct rpc_call *call, const ProtobufCMessage *message, 
     return status;
 }
 
-static const struct rpc_binding bindings[] = {
+static struct rpc_binding bindings[] = {
+    {"UpdateClusterCertificate", NULL},
     {"GetCluster", get_cluster},   {"UpdateCluster", update_cluster},  {"ListMembers", list_members},
     {"GetMember", get_member},     {"CreateJoinToken", create_token}, {"UpdateMember", update_member},
 };
@@ -359,5 +360,6 @@ static const struct rpc_binding bindings[] = {
 void cluster_service_bind(void)
 {
     op_register(&token_kind);
+    bindings[0].handler = certificate_update_handler();
     rpc_bind("covey.v1.Cluster", bindings, sizeof bindings / sizeof *bindings, NULL);
 }

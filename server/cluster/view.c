@@ -5,6 +5,7 @@
 #include "cluster.h"
 
 #include "server/config/keys.h"
+#include "server/daemon/identity.h"
 #include "server/daemon/state.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -125,6 +126,9 @@ void view_install(struct daemon *daemon, const Covey__Internal__V1__View *messag
     pthread_mutex_unlock(&views.lock);
     view_unref(old != NULL ? &old->pub : NULL);
     view_unref(made != NULL ? &made->pub : NULL);
+    if (newer) {
+        identity_expect_cluster(message->cluster_certificate_fingerprint, message->cluster_certificate_generation);
+    }
     if (newer && daemon_clustered(daemon)) { /* a renamed member follows at once */
         const struct view *view = view_get();
         uint64_t id = daemon_id(daemon);
@@ -146,6 +150,7 @@ void view_forget(struct daemon *daemon)
     views.current = made;
     pthread_mutex_unlock(&views.lock);
     view_unref(&old->pub);
+    identity_expect_nothing();
     view_persist(daemon);
 }
 
@@ -349,6 +354,9 @@ static int build_config(struct sql *sql, struct arena *arena, Covey__Internal__V
         char fingerprint[FINGERPRINT_SIZE];
         status = cert_fingerprint(pem, fingerprint, err);
         view->cluster_certificate_fingerprint = arena_strdup(arena, fingerprint);
+        int64_t generation = 0;
+        status = status == STATUS_OK ? sql_get_int(sql, &generation, err, "SELECT certificate_generation FROM cluster WHERE id = 1", "") : status;
+        view->cluster_certificate_generation = (uint64_t)generation;
     } else if (status == STATUS_NOT_FOUND) {
         status = STATUS_OK; /* standalone */
     }

@@ -23,9 +23,14 @@ enum daemon_phase daemon_phase(void)
     return (enum daemon_phase)atomic_load(&phase);
 }
 
-/* Waits until somebody is known to lead: this member (0), or another one's id. */
-static int wait_leader(struct daemon *daemon, struct rpc_call *call, uint64_t *leader, struct error *err)
+/* Waits until somebody is known to lead: this member (0), or another one's id. `last` is what the member that was asked before said. */
+static int wait_leader(struct daemon *daemon, struct rpc_call *call, const struct error *last, uint64_t *leader, struct error *err)
 {
+    const struct method *method = rpc_call_method(call);
+    if (rpc_call_forwarded(call) > 0 && !method->client_streaming && !method->server_streaming && !daemon_leads(daemon)) {
+        /* The member that got the call first does the searching and can wait through an election; members that pass it round to each other cannot. */
+        return error_not_leader(err, daemon_leader_id(daemon));
+    }
     int64_t left = rpc_call_deadline_left_ms(call), end = time_mono_ms() + (left < LEADER_WAIT_MS ? left : LEADER_WAIT_MS);
     uint64_t self = daemon_id(daemon);
     for (unsigned seen = 0; !rpc_call_cancelled(call);) {
@@ -34,7 +39,9 @@ static int wait_leader(struct daemon *daemon, struct rpc_call *call, uint64_t *l
             return STATUS_OK;
         }
         uint64_t id = daemon_leader_id(daemon);
-        id = id != 0 ? id : attach_known_leader();
+        if (id == 0) { /* no replica: hearsay, the newest first */
+            id = last != NULL && last->not_leader && last->leader != 0 ? last->leader : attach_known_leader();
+        }
         if (id != 0 && id != self) {
             *leader = id;
             return STATUS_OK;
@@ -74,7 +81,7 @@ int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request,
         if (strcmp(method->service, "covey.v1.Operations") == 0 && request != NULL && op_is_local(codec_get_string(request, "id"))) {
             return STATUS_OK;
         }
-        status = wait_leader(daemon, call, &member, err);
+        status = wait_leader(daemon, call, last, &member, err);
         break;
     }
     if (status != STATUS_OK || member == 0 || member == daemon_id(daemon)) {

@@ -489,7 +489,7 @@ def client_certificate(name="client"):
     """A fresh client certificate; returns the path without its .crt/.key ending."""
     base = os.path.join(CURRENT.dir, name)
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1", "-nodes", "-sha384",
-                    "-days", "30", "-subj", f"/O=covey tests/CN={name}", "-keyout", base + ".key", "-out", base + ".crt"],
+                    "-days", "30", "-subj", f"/O=covey tests/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-keyout", base + ".key", "-out", base + ".crt"],
                    check=True, capture_output=True)
     return base
 

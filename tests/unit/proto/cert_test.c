@@ -111,6 +111,50 @@ static void test_der(void **state)
     identity_free(&id);
 }
 
+static void test_tidy(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct identity id = {0}, again = {0};
+    struct buf wide = {0};
+    assert_int_equal(identity_create("node1", &id, &err), STATUS_OK);
+    for (const char *c = id.cert_pem; *c; c++)
+        buf_puts(&wide, *c == '\n' ? " \r\n\n\t" : (char[]){*c, 0});
+    assert_int_equal(identity_from_pem(wide.data, id.key_pem, &again, &err), STATUS_INVALID_ARGUMENT);
+    char *tidy = pem_tidy(wide.data);
+    assert_string_equal(tidy, id.cert_pem);
+    assert_int_equal(identity_from_pem(tidy, id.key_pem, &again, &err), STATUS_OK);
+    assert_string_equal(again.fingerprint, id.fingerprint);
+    assert_int_equal(cert_check_strength(tidy, &err), STATUS_OK);
+    free(tidy);
+    tidy = pem_tidy("");
+    assert_string_equal(tidy, "");
+    free(tidy);
+    buf_free(&wide);
+    identity_free(&again);
+    identity_free(&id);
+}
+
+static void test_signature(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct identity id = {0}, other = {0};
+    uint8_t *signature = NULL;
+    size_t len = 0;
+    assert_int_equal(identity_create("node1", &id, &err), STATUS_OK);
+    assert_int_equal(identity_create("node1", &other, &err), STATUS_OK);
+    assert_int_equal(key_sign(id.key_pem, "text", &signature, &len, &err), STATUS_OK);
+    assert_true(cert_verify(id.cert_pem, "text", signature, len));
+    assert_false(cert_verify(id.cert_pem, "Text", signature, len));
+    assert_false(cert_verify(other.cert_pem, "text", signature, len));
+    assert_false(cert_verify(id.cert_pem, "text", signature, len - 1));
+    assert_false(cert_verify(id.cert_pem, "text", NULL, 0));
+    free(signature);
+    assert_int_not_equal(key_sign("no key", "text", &signature, &len, &err), STATUS_OK);
+    assert_null(signature);
+    identity_free(&other);
+    identity_free(&id);
+}
+
 static void test_passwords(void **state)
 {
     char *a = password_hash("secret"), *b = password_hash("secret");
@@ -131,6 +175,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_content, setup, teardown), cmocka_unit_test_setup_teardown(test_load, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_der, setup, teardown), cmocka_unit_test_setup_teardown(test_passwords, setup, teardown)};
+        cmocka_unit_test_setup_teardown(test_der, setup, teardown), cmocka_unit_test_setup_teardown(test_passwords, setup, teardown),
+        cmocka_unit_test(test_tidy), cmocka_unit_test(test_signature)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

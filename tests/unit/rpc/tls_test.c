@@ -106,6 +106,29 @@ static void access_column(void **state)
     rpc_channel_unref(nobody);
 }
 
+static bool accepts(void *ud, const char *fingerprint)
+{
+    return strcmp(atomic_load((const char *_Atomic *)ud), fingerprint) == 0;
+}
+
+/* A peer's certificate is asked for at every handshake; errors of its connection name it. */
+static void peer_is_asked_for_and_named(void **state)
+{
+    struct error err = ERROR_INIT;
+    char address[64];
+    static const char *_Atomic good;
+    atomic_store(&good, w.second_id.fingerprint);
+    snprintf(address, sizeof(address), "127.0.0.1:%d", rpc_server_port(w.tls));
+    struct rpc_channel *channel = rpc_channel_peer(address, "cluster member node2", accepts, (void *)&good, &w.member_id);
+    assert_int_equal(get(channel, "x", NULL, NULL, &err), STATUS_UNAVAILABLE);
+    char *text = xasprintf("failed to connect to cluster member node2 at %s", address);
+    assert_string_equal(err.text, text);
+    free(text);
+    atomic_store(&good, w.server_id.fingerprint);
+    WAIT_FOR(get(channel, "x", NULL, NULL, &err) == STATUS_OK); /* the same channel */
+    rpc_channel_unref(channel);
+}
+
 static void wrong_pin_is_refused(void **state)
 {
     struct error err = ERROR_INIT;
