@@ -161,6 +161,8 @@ def member_was_away():
     cluster[3].start()
     cluster.wait_online()
     all_hold(cluster, pair[0])
+    with open(cluster[3].logfile, encoding="utf-8") as log:
+        assert any("certificate.proof" in line and "good=1" in line for line in log), "it came back in another way"
     members_talk(cluster, "back")
     pair = make_pair("missed-again")
     cluster[3].kill()

@@ -228,6 +228,7 @@ int main(void)
         cmocka_unit_test(claims_of_clients_are_not_heard),
         cmocka_unit_test(access_column),
         cmocka_unit_test(wrong_pin_is_refused),
+        cmocka_unit_test(peer_is_asked_for_and_named),
         cmocka_unit_test(identity_rotates_for_new_connections),
         cmocka_unit_test(reflection_answers),
     };
