@@ -52,8 +52,15 @@ void db_stop(struct db *db);
 void db_close(struct db *db); /* db_stop, then frees: no call may be inside any more; NULL is fine */
 struct raft_node *db_raft(struct db *db);
 
-/* The number of the schema that this code writes (length of the list of schema steps in storage/schema). */
+/* The last schema step that this code knows (length of the list in storage/schema), and the lowest version that it can serve on: that of its last
+ * incompatible step (docs/design/upgrade.md). The environment variable COVEY_TEST_SCHEMA_LEVEL_BUMP=<n> adds n steps that make one empty table each,
+ * additive ones unless COVEY_TEST_SCHEMA_INCOMPATIBLE is set. */
 int db_schema_version(void);
+int db_schema_floor(void);
+/* Lets the leader apply steps up to `version`, because every member knows them. Until it is called only the first step is applied, to a new database. */
+void db_schema_allow(struct db *db, int version);
+/* STATUS_FAILED_PRECONDITION `schema version '<a>' is more recent than expected '<b>'` when newer code has changed the schema of this replica. */
+int db_schema_check(struct db *db, struct error *err);
 
 /* A write. fn runs on the executor thread, at most once per call, within a savepoint: it may only use `sql` (no waiting, no other locks), may put bytes
  * into `result`, and returns a status; anything but STATUS_OK rolls back and is returned with its error. `key` (at most 100 bytes; NULL = none) makes the write

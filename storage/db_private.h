@@ -77,10 +77,16 @@ struct table *catalog_find(struct catalog *catalog, const char *name, size_t len
 void sql_quote(struct buf *out, const char *name); /* as an SQL identifier */
 
 /* ---- schema.c ---- */
-struct schema_step { const char *name, *text; };
+struct schema_step {
+    const char *name;
+    bool additive; /* code that knows it may serve before it was applied */
+    const char *text;
+};
 extern const struct schema_step schema__steps[]; /* generated from storage/schema/NNN_*.sql */
 extern const size_t schema__step_count;
 extern const char *const schema__local; /* storage/schema/local.sql */
+/* The step that leads to `version` (1 … db_schema_version()); its text is valid until the next call of this thread. */
+struct schema_step schema_step(int version);
 int schema_create(struct sql *sql, struct error *err);   /* tables `applied` and `schema` of an empty database */
 int schema_current(struct sql *sql, int *version, struct error *err);
 /* Runs a step in the open transaction and books it; checks foreign keys. */
@@ -200,6 +206,7 @@ struct db {
     uint64_t leader_id, term;
     uint64_t revision;    /* written by the loop only */
     int schema_version;   /* written by the loop only */
+    int schema_allowed;   /* steps up to here may be proposed */
     bool catalog_stale;   /* exec's */
     struct request *queue;
     size_t queued;

@@ -378,20 +378,20 @@ static bool schema_propose(struct db *db)
 {
     struct error err = ERROR_INIT, rollback = ERROR_INIT;
     int version = db->schema_version + 1;
-    const struct schema_step *step = &schema__steps[version - 1];
+    const struct schema_step step = schema_step(version);
     struct entry entry = {.kind = ENTRY_SCHEMA, .base = db->revision, .schema_version = (uint32_t)version, .time_ns = time_unix_ns(),
-                          .body = (const uint8_t *)step->text, .body_len = strlen(step->text)};
+                          .body = (const uint8_t *)step.text, .body_len = strlen(step.text)};
     turn_set(db, TURN_EXECUTOR);
     pthread_mutex_unlock(&db->lock);
     int status = sql__control(db->replay, SQL_BEGIN_WRITE, &err);
     if (status == STATUS_OK)
-        status = schema_run(db->replay, version, step->text, entry.body_len, entry.time_ns, &err);
+        status = schema_run(db->replay, version, step.text, entry.body_len, entry.time_ns, &err);
     if (!sqlite3_get_autocommit(sql_handle(db->replay)))
         db__must(sql__control(db->replay, SQL_ROLLBACK, &rollback), &rollback);
     pthread_mutex_lock(&db->lock);
     turn_set(db, TURN_FREE);
     if (status != STATUS_OK) {
-        log_error("db.schema", "step=%s error=\"%s\"", step->name, err.text);
+        log_error("db.schema", "step=%s error=\"%s\"", step.name, err.text);
         return false;
     }
     struct proposal *proposal = proposal_create(ENTRY_SCHEMA, 1);
@@ -434,6 +434,12 @@ static void wal_drain(struct db *db)
     pthread_cond_broadcast(&db->changed);
 }
 
+/* Lock held. The first step makes the tables that tell what all members know; the others wait for db_schema_allow. */
+static bool schema_due(const struct db *db)
+{
+    return db->schema_version == 0 || db->schema_version < db->schema_allowed;
+}
+
 static void *executor_main(void *arg)
 {
     struct db *db = arg;
@@ -445,7 +451,7 @@ static void *executor_main(void *arg)
             continue;
         }
         if (db->leader && db->turn == TURN_FREE && !db->pending && !db->loop_waits) {
-            if (db->schema_version < db_schema_version()) {
+            if (schema_due(db)) {
                 if (schema_propose(db))
                     continue;
                 schema_failed = true;

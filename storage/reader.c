@@ -118,7 +118,7 @@ static int reader_take(struct db *db, enum db_consistency consistency, struct re
     db__deadline(&deadline, DB_WRITE_TIMEOUT_MS);
     pthread_mutex_lock(&db->lock);
     for (;;) {
-        bool schema = db->schema_version >= (consistency == DB_LOCAL ? 1 : db_schema_version());
+        bool schema = db->schema_version >= (consistency == DB_LOCAL || db->schema_allowed < 1 ? 1 : db->schema_allowed);
         if (db->closing)
             status = error_set(err, STATUS_UNAVAILABLE, "The database is closing");
         else if (consistency == DB_LINEARIZABLE && !db->leader)

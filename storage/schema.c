@@ -6,9 +6,55 @@
  * rebuilding tables; afterwards the keys are checked. Thread: the one that has the connection. */
 #include "db_private.h"
 
+enum { SCHEMA_BUMP_MAX = 100 };
+
+/* Steps of tests, beyond the real ones. */
+static int bump(void)
+{
+    int64_t count = 0;
+    const char *text = getenv("COVEY_TEST_SCHEMA_LEVEL_BUMP");
+    return text && parse_i64(text, 0, SCHEMA_BUMP_MAX, &count) == 0 ? (int)count : 0;
+}
+
+struct schema_step schema_step(int version)
+{
+    static _Thread_local char text[80];
+    covey_assert(version >= 1 && version <= db_schema_version());
+    if (version <= (int)schema__step_count)
+        return schema__steps[version - 1];
+    snprintf(text, sizeof text, "CREATE TABLE test_level_%d (id INTEGER PRIMARY KEY NOT NULL)", version);
+    return (struct schema_step){"test", getenv("COVEY_TEST_SCHEMA_INCOMPATIBLE") == NULL, text};
+}
+
 int db_schema_version(void)
 {
-    return (int)schema__step_count;
+    return (int)schema__step_count + bump();
+}
+
+int db_schema_floor(void)
+{
+    int version = db_schema_version();
+    while (version > 1 && schema_step(version).additive)
+        version--;
+    return version;
+}
+
+void db_schema_allow(struct db *db, int version)
+{
+    pthread_mutex_lock(&db->lock);
+    int known = db_schema_version();
+    db->schema_allowed = version < known ? version : known;
+    pthread_cond_signal(&db->work);
+    pthread_mutex_unlock(&db->lock);
+}
+
+int db_schema_check(struct db *db, struct error *err)
+{
+    pthread_mutex_lock(&db->lock);
+    int version = db->schema_version, known = db_schema_version();
+    pthread_mutex_unlock(&db->lock);
+    return version <= known ? STATUS_OK
+                            : error_set(err, STATUS_FAILED_PRECONDITION, "schema version '%d' is more recent than expected '%d'", version, known);
 }
 
 int schema_create(struct sql *sql, struct error *err)

@@ -6,6 +6,7 @@
  * monotonic clock; after a change of leader every member has one full threshold of grace. */
 #include "cluster.h"
 
+#include "upgrade.h"
 #include "server/config/keys.h"
 #include "server/daemon/route.h"
 #include "server/daemon/state.h"
@@ -30,6 +31,8 @@ struct peer { /* leader's knowledge of a member; `lock` */
     uint64_t events_sent;
     uint64_t view_sent;
     bool stopping;
+    bool claimed;              /* … what it announces: */
+    struct level_claim claim;
     bool told; /* it has reported all its instances to this leadership: what is not among them is stopped, before that unknown */
     struct instance_entry *instances;
     UT_hash_handle hh;
@@ -196,6 +199,10 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
         peer->view_revision = report->view_revision;
     }
     peer->stopping = report->stopping;
+    struct level_claim claim = {{report->schema, report->api_extensions}, {report->schema_floor, report->api_floor}};
+    bool announced = !peer->claimed || !level_claim_equal(claim, peer->claim);
+    peer->claimed = true;
+    peer->claim = claim;
     if (report->instances_complete) {
         instances_clear(peer);
         peer->told = true;
@@ -205,6 +212,9 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     }
     pthread_cond_broadcast(&attach.changed);
     pthread_mutex_unlock(&attach.lock);
+    if (announced) {
+        controller_wake(false); /* writes it down */
+    }
     return true;
 }
 
@@ -374,6 +384,18 @@ int64_t attach_silence_ms(uint64_t member, int64_t *last_seen_unix_ns)
     return silence;
 }
 
+bool attach_claim(uint64_t member, struct level_claim *out)
+{
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    bool known = peer != NULL && peer->claimed;
+    if (known) {
+        *out = peer->claim;
+    }
+    pthread_mutex_unlock(&attach.lock);
+    return known;
+}
+
 bool attach_member_stopping(uint64_t member)
 {
     pthread_mutex_lock(&attach.lock);
@@ -482,6 +504,7 @@ static bool on_leader_report(struct rpc_call *call, const ProtobufCMessage *mess
     const Covey__Internal__V1__LeaderReport *report = (const Covey__Internal__V1__LeaderReport *)message;
     if (report->view != NULL) {
         view_install(attach.daemon, report->view);
+        upgrade_view_seen();
     }
     if (report->n_events > 0) {
         events_publish(report->events, report->n_events);
@@ -534,8 +557,11 @@ static int send_report(struct rpc_call *call, uint64_t sequence, bool first, str
     report.digest = digest;
     report.id = daemon_id(daemon);
     report.sequence = sequence;
-    report.schema = db_schema_version();
-    report.api_extensions = COVEY_API_LEVEL;
+    struct level_claim claim = upgrade_claim();
+    report.schema = claim.level.schema;
+    report.api_extensions = claim.level.api;
+    report.schema_floor = claim.floor.schema;
+    report.api_floor = claim.floor.api;
     report.clock_ns = time_unix_ns();
     report.event_number = events_last();
     report.stopping = daemon_phase() == DAEMON_STOPPING; /* gets no role any more */
@@ -581,8 +607,11 @@ static uint64_t find_leader(struct daemon *daemon)
         Covey__V1__Empty request = COVEY__V1__EMPTY__INIT;
         ProtobufCMessage *response = NULL;
         struct rpc_options options = {.timeout_ms = 500};
-        if (rpc_unary(channel, "covey.internal.v1.Membership", "WhoLeads", &request.base, &response, &arena, &options, NULL) == STATUS_OK) {
+        int status = rpc_unary(channel, "covey.internal.v1.Membership", "WhoLeads", &request.base, &response, &arena, &options, NULL);
+        if (status == STATUS_OK) {
             leader = ((Covey__Internal__V1__WhoLeadsResponse *)response)->id;
+        } else if (status == STATUS_PERMISSION_DENIED) {
+            upgrade_refused();
         }
         arena_clear(&arena);
         rpc_channel_unref(channel);
@@ -646,6 +675,9 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     attach.upstream = NULL;
     pthread_mutex_unlock(&attach.lock);
     int why = lost ? rpc_status(call, &err) : STATUS_OK;
+    if (why == STATUS_PERMISSION_DENIED) {
+        upgrade_refused();
+    }
     if (why == STATUS_RESOURCE_EXHAUSTED) {
         events_gap(); /* the leader does not keep what was missed: watchers end instead of skipping it */
     } else if (why == STATUS_DATA_LOSS) {

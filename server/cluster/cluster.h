@@ -52,6 +52,8 @@ void attach_forget(uint64_t member);
 /* host.status_changed */
 void attach_instance_changed(void *ud, const Covey__Internal__V1__InstanceStatus *status);
 bool attach_member_stopping(uint64_t member);
+struct level_claim;
+bool attach_claim(uint64_t member, struct level_claim *out); /* what an attached member announces (leader) */
 
 /* ---- certificate.c: the certificate that all members present ---- */
 rpc_handler certificate_update_handler(void); /* covey.v1.Cluster.UpdateClusterCertificate */

@@ -4,6 +4,7 @@
  * One thread; membership_lock() serialises every change of who is a member or holds which role. */
 #include "cluster.h"
 
+#include "upgrade.h"
 #include "server/auth/tokens.h"
 #include "server/config/keys.h"
 #include "server/daemon/state.h"
@@ -24,6 +25,7 @@ static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool started, stop, wake, dirty;
+    bool serving; /* leads and may do more than keep the cluster together: is not blocked (docs/design/upgrade.md) */
     uint64_t led_term; /* term in which this member took over, 0 = not leading */
     uint64_t revision; /* of the last view made here */
     pthread_mutex_t membership;
@@ -347,17 +349,41 @@ static int ensure_first_member(struct sql *sql, void *ud, struct buf *result, st
 {
     const struct daemon *daemon = ud;
     int64_t count = 0;
+    struct level_claim claim = upgrade_claim();
     int status = sql_get_int(sql, &count, err, "SELECT count(*) FROM nodes", "");
     if (status != STATUS_OK || count > 0) {
         return status;
     }
     status = sql_exec(sql, err,
-        "INSERT INTO nodes (id, name, address, schema, api_extensions, arch, fingerprint, created_at) VALUES (1, 'none', '0.0.0.0', ?1, ?2, ?3, ?4, ?5)", "iiisi",
-        (int64_t)db_schema_version(), (int64_t)COVEY_API_LEVEL, (int64_t)architecture_id("x86_64"), daemon->server.fingerprint, time_unix_ns());
+        "INSERT INTO nodes (id, name, address, schema, api_extensions, schema_floor, api_floor, arch, fingerprint, created_at)"
+        " VALUES (1, 'none', '0.0.0.0', ?1, ?2, ?3, ?4, ?5, ?6, ?7)", "iiiiisi",
+        claim.level.schema, claim.level.api, claim.floor.schema, claim.floor.api, (int64_t)architecture_id("x86_64"), daemon->server.fingerprint, time_unix_ns());
     return status != STATUS_OK ? status : sql_exec(sql, err, "INSERT INTO nodes_cluster_groups (node_id, group_id) VALUES (1, 1)", "");
 }
 
 /* ---- the thread ---- */
+
+static int allow_all_steps(struct db *db, void *ud, struct error *err)
+{
+    db_schema_allow(db, db_schema_version());
+    return STATUS_OK;
+}
+
+/* Operations run on a leader that serves; a blocked one keeps the members together and nothing else. */
+static void follow_serving(struct daemon *daemon)
+{
+    struct error err = ERROR_INIT;
+    bool leads = controller.led_term != 0;
+    enum upgrade_state state = leads ? upgrade_judge(daemon, &err) : UPGRADE_UNKNOWN;
+    bool serving = state == UPGRADE_SERVE;
+    if (serving != controller.serving) {
+        controller.serving = serving;
+        operations_lead(serving);
+    }
+    if (leads && state == UPGRADE_BLOCKED) {
+        upgrade_yield(daemon);
+    }
+}
 
 /* Takes over or lets go; true while leading. */
 static bool follow_leadership(struct daemon *daemon)
@@ -367,7 +393,7 @@ static bool follow_leadership(struct daemon *daemon)
     if (controller.led_term != 0 && (!leads || term != controller.led_term)) {
         log_info("leader.lost", "term=%" PRIu64, controller.led_term);
         controller.led_term = 0;
-        operations_lead(false);
+        follow_serving(daemon);
         attach_lead(daemon, false);
     }
     if (leads && controller.led_term == 0) {
@@ -375,6 +401,7 @@ static bool follow_leadership(struct daemon *daemon)
         int64_t members = 0;
         int status = daemon_read(daemon, DB_LOCAL, has_member, &members, NULL, &err);
         if (status == STATUS_OK && members == 0) {
+            state_with_db(daemon, allow_all_steps, NULL, NULL); /* nobody else has to know them */
             status = daemon_write(daemon, NULL, ensure_first_member, daemon, NULL, NULL, NULL, &err);
         }
         if (status != STATUS_OK) {
@@ -384,8 +411,8 @@ static bool follow_leadership(struct daemon *daemon)
         log_info("leader.start", "term=%" PRIu64, term);
         controller.led_term = term;
         controller_refresh_view(daemon);
+        upgrade_view_seen();
         attach_lead(daemon, true);
-        operations_lead(true);
     }
     return controller.led_term != 0;
 }
@@ -413,17 +440,19 @@ static void *controller_main(void *ud)
         if (dirty) {
             controller_refresh_view(daemon);
         }
+        upgrade_record(daemon);
+        follow_serving(daemon);
         int64_t now = time_mono_ms();
         if (now >= tick_after) {
             tick_after = now + TICK_MS;
             check_liveness(daemon);
             certificate_lead(daemon); /* again, should the disk have refused it */
         }
-        if (daemon_clustered(daemon)) {
+        if (daemon_clustered(daemon) && controller.serving) {
             check_images(daemon);
             check_digest(daemon);
         }
-        if (now >= sweep_after) {
+        if (now >= sweep_after && controller.serving) {
             sweep_after = now + TOKEN_SWEEP_MS;
             sweep(daemon);
         }

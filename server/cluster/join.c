@@ -5,6 +5,8 @@
  * the former database too (kept as global.before until the join is complete). */
 #include "cluster.h"
 
+#include "upgrade.h"
+
 #include "server/auth/tokens.h"
 #include "server/config/keys.h"
 #include "server/daemon/identity.h"
@@ -172,8 +174,8 @@ static int accept_self(struct daemon *daemon, struct join *join, Covey__Internal
     Covey__Internal__V1__AcceptRequest request = COVEY__INTERNAL__V1__ACCEPT_REQUEST__INIT;
     request.name = join->name;
     request.address = join->address;
-    request.schema = db_schema_version();
-    request.api_extensions = COVEY_API_LEVEL;
+    request.schema = upgrade_claim().level.schema;
+    request.api_extensions = upgrade_claim().level.api;
     request.architecture = host.machine;
     request.join_id = join->join_id;
     request.pools = own.pools;

@@ -2,6 +2,8 @@
  * ends in the same state, so that a joiner or a leader that dies half-way leaves either a member or nothing. Handlers run on agent worker threads. */
 #include "cluster.h"
 
+#include "upgrade.h"
+
 #include "server/auth/tokens.h"
 #include "server/config/keys.h"
 #include "server/daemon/identity.h"
@@ -133,20 +135,25 @@ struct accept {
     Covey__Internal__V1__AcceptResponse *out;
 };
 
-static int check_versions(struct sql *sql, const Covey__Internal__V1__AcceptRequest *request, struct error *err)
+/* The newcomer must be as old as every member; while they differ among themselves none can be. The number told is a member's that it is not. */
+static int check_versions(struct sql *sql, int64_t schema, int64_t api, struct error *err)
 {
-    int64_t schema = 0, api = 0;
-    int status = sql_get_int(sql, &schema, err, "SELECT max(schema) FROM nodes WHERE state <> 1", "");
-    if (status == STATUS_OK) {
-        status = sql_get_int(sql, &api, err, "SELECT max(api_extensions) FROM nodes WHERE state <> 1", "");
+    static const struct {
+        const char *query, *what;
+    } rules[] = {{"SELECT schema FROM nodes WHERE state <> 1 AND schema <> ?1 ORDER BY schema DESC LIMIT 1", "DB schema"},
+                 {"SELECT api_extensions FROM nodes WHERE state <> 1 AND api_extensions <> ?1 ORDER BY api_extensions DESC LIMIT 1", "API count"}};
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        int64_t expected = 0;
+        struct error failed = ERROR_INIT;
+        int status = sql_get_int(sql, &expected, &failed, rules[i].query, "i", i == 0 ? schema : api);
+        if (status == STATUS_OK) {
+            return error_set(err, STATUS_FAILED_PRECONDITION, "The joining server version doesn't match (expected %s with %s %" PRId64 ")", COVEY_VERSION, rules[i].what, expected);
+        }
+        if (status != STATUS_NOT_FOUND) {
+            return error_set(err, failed.code, "%s", failed.text);
+        }
     }
-    if (status == STATUS_OK && request->schema != schema) {
-        status = error_set(err, STATUS_FAILED_PRECONDITION, "The joining server version doesn't match (expected %s with DB schema %" PRId64 ")", COVEY_VERSION, schema);
-    }
-    if (status == STATUS_OK && request->api_extensions != api) {
-        status = error_set(err, STATUS_FAILED_PRECONDITION, "The joining server version doesn't match (expected %s with API count %" PRId64 ")", COVEY_VERSION, api);
-    }
-    return status;
+    return STATUS_OK;
 }
 
 static int cmp_text(const void *a, const void *b)
@@ -298,13 +305,15 @@ static int accept_write(struct sql *sql, void *ud, struct buf *result, struct er
             status = error_set(err, STATUS_FAILED_PRECONDITION, "The cluster already has a member with address: %s", request->address);
         }
         if (status == STATUS_OK) {
-            status = check_versions(sql, request, err);
+            status = check_versions(sql, request->schema, request->api_extensions, err);
         }
         if (status == STATUS_OK) {
+            struct level_claim claim = upgrade_claim(); /* equal levels have equal floors */
             status = sql_exec(sql, err,
-                "INSERT INTO nodes (name, address, schema, api_extensions, state, arch, fingerprint, join_id, created_at, heartbeat) VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6, ?7, ?8, ?8)",
-                "ssiiissi", request->name, request->address, request->schema, request->api_extensions, (int64_t)architecture_id(request->architecture),
-                in->fingerprint, request->join_id, in->now_ns);
+                "INSERT INTO nodes (name, address, schema, api_extensions, schema_floor, api_floor, state, arch, fingerprint, join_id, created_at, heartbeat)"
+                " VALUES (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7, ?8, ?9, ?10, ?10)",
+                "ssiiiiissi", request->name, request->address, request->schema, request->api_extensions, claim.floor.schema, claim.floor.api,
+                (int64_t)architecture_id(request->architecture), in->fingerprint, request->join_id, in->now_ns);
             id = sql_last_id(sql);
         }
     }
@@ -439,7 +448,13 @@ static int complete_write(struct sql *sql, void *ud, struct buf *result, struct 
 {
     struct complete *in = ud;
     int64_t node = (int64_t)in->request->id, missing = 0;
+    int64_t schema = 0, api = 0;
     int status = find_pending(sql, in, err);
+    if (status == STATUS_OK) { /* the members may have been upgraded since it was accepted */
+        status = sql_get_int(sql, &schema, err, "SELECT schema FROM nodes WHERE id = ?1", "i", node);
+        status = status == STATUS_OK ? sql_get_int(sql, &api, err, "SELECT api_extensions FROM nodes WHERE id = ?1", "i", node) : status;
+        status = status == STATUS_OK ? check_versions(sql, schema, api, err) : status;
+    }
     for (size_t i = 0; i < in->request->n_pools && status == STATUS_OK; i++) {
         status = complete_pool(sql, node, in->request->pools[i], err);
     }

@@ -2,6 +2,7 @@
  * that was asked. Methods without a binding answer "not implemented". */
 #include "cluster.h"
 
+#include "levels.h"
 #include "server/auth/tokens.h"
 #include "server/config/keys.h"
 #include "server/daemon/etag.h"
@@ -155,8 +156,11 @@ static void member_live(struct arena *arena, uint64_t id, int64_t state, Covey__
         member->status = arena_strdup(arena, "Offline");
         member->message = arena_printf(arena, "No heartbeat for %s (%s +0000 UTC)", duration, when);
     } else {
-        member->status = arena_strdup(arena, "Online");
-        member->message = arena_strdup(arena, "Fully operational");
+        const struct view *view = view_get();
+        struct level_display show = level_show(view->message, id);
+        view_unref(view);
+        member->status = arena_strdup(arena, show.blocked ? "Blocked" : "Online");
+        member->message = arena_strdup(arena, show.message != NULL ? show.message : "Fully operational");
     }
 }
 

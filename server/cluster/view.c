@@ -4,6 +4,7 @@
  * A view is immutable and counted; readers take a reference under a mutex. Thread: any. */
 #include "cluster.h"
 
+#include "upgrade.h"
 #include "server/config/keys.h"
 #include "server/daemon/identity.h"
 #include "server/daemon/state.h"
@@ -126,6 +127,7 @@ void view_install(struct daemon *daemon, const Covey__Internal__V1__View *messag
     pthread_mutex_unlock(&views.lock);
     view_unref(old != NULL ? &old->pub : NULL);
     view_unref(made != NULL ? &made->pub : NULL);
+    upgrade_view_changed();
     if (newer) {
         identity_expect_cluster(message->cluster_certificate_fingerprint, message->cluster_certificate_generation);
     }
@@ -266,7 +268,8 @@ void view_load(struct daemon *daemon)
 static int build_members(struct sql *sql, struct daemon *daemon, struct arena *arena, Covey__Internal__V1__View *view, struct error *err)
 {
     size_t capacity = 0;
-    struct sql_stmt *s = sql_query(sql, "SELECT id, name, address, fingerprint, state, online FROM nodes ORDER BY id", "");
+    struct sql_stmt *s = sql_query(sql, "SELECT id, name, address, fingerprint, state, online, schema, api_extensions, schema_floor, api_floor"
+                                        " FROM nodes ORDER BY id", "");
     while (sql_next(s)) {
         Covey__Internal__V1__ViewMember *member = arena_alloc(arena, sizeof *member);
         covey__internal__v1__view_member__init(member);
@@ -276,6 +279,10 @@ static int build_members(struct sql *sql, struct daemon *daemon, struct arena *a
         member->fingerprint = arena_strdup(arena, sql_text(s, 3));
         member->state = sql_int(s, 4);
         member->online = sql_int(s, 5) != 0;
+        member->schema = sql_int(s, 6);
+        member->api_extensions = sql_int(s, 7);
+        member->schema_floor = sql_int(s, 8);
+        member->api_floor = sql_int(s, 9);
         member->raft_role = state_raft_role(member->id);
         APPEND(arena, view->members, view->n_members, capacity, member);
     }
@@ -364,6 +371,17 @@ static int build_config(struct sql *sql, struct arena *arena, Covey__Internal__V
     return status;
 }
 
+static int build_levels(struct sql *sql, Covey__Internal__V1__View *view, struct error *err)
+{
+    struct sql_stmt *s = sql_query(sql, "SELECT schema, api_extensions FROM cluster WHERE id = 1", "");
+    if (sql_next(s)) {
+        view->schema = sql_int(s, 0);
+        view->api_extensions = sql_int(s, 1);
+    }
+    int status = sql_done(s, err);
+    return status == STATUS_OK ? sql_get_int(sql, &view->schema_applied, err, "SELECT max(version) FROM schema", "") : status;
+}
+
 int view_build(struct sql *sql, struct daemon *daemon, struct arena *arena, Covey__Internal__V1__View **out, struct error *err)
 {
     Covey__Internal__V1__View *view = arena_alloc(arena, sizeof *view);
@@ -376,6 +394,9 @@ int view_build(struct sql *sql, struct daemon *daemon, struct arena *arena, Cove
     }
     if (status == STATUS_OK) {
         status = build_config(sql, arena, view, err);
+    }
+    if (status == STATUS_OK) {
+        status = build_levels(sql, view, err);
     }
     *out = status == STATUS_OK ? view : NULL;
     return status;

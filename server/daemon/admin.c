@@ -24,8 +24,9 @@ bool admin_shutdown_wanted(bool *keep_instances)
 
 static int ready(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
-    return daemon_phase() == DAEMON_READY ? STATUS_OK
-                                          : error_set(err, STATUS_UNAVAILABLE, daemon_phase() == DAEMON_STARTING ? "LXD daemon not ready yet" : "LXD is shutting down");
+    static const char *const texts[] = {[DAEMON_STARTING] = "LXD daemon not ready yet", [DAEMON_BLOCKED] = DAEMON_BLOCKED_TEXT, [DAEMON_STOPPING] = "LXD is shutting down"};
+    enum daemon_phase now = daemon_phase();
+    return now == DAEMON_READY ? STATUS_OK : error_set(err, STATUS_UNAVAILABLE, "%s", texts[now]);
 }
 
 static int shutdown_daemon(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)

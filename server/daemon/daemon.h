@@ -12,7 +12,8 @@
 #include "storage/local.h"
 
 enum {
-    COVEY_API_LEVEL = 1, /* grows with every API addition that members must agree on */
+    COVEY_API_LEVEL = 1, /* grows with every change of how members talk; docs/design/upgrade.md */
+    COVEY_API_FLOOR = 1, /* the oldest level that can serve beside this one: raised to the level of an incompatible change */
     LEADER_WAIT_MS = 10000, /* how long a call waits for a leader before it fails */
     AGENT_TIMEOUT_MS = 30000,
     VIEW_PROPAGATION_MS = 3000, /* a write that changes trust or configuration waits this long for live members to know */

@@ -3,7 +3,7 @@
 
 #include "identity.h"
 #include "listener.h"
-#include "server/cluster/cluster.h"
+#include "server/cluster/upgrade.h"
 #include "server/events/events.h"
 #include "server/operations/operations.h"
 #include "server/services.h"
@@ -24,7 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { STOP_GRACE_MS = 2000, MALLOC_ARENAS = 2 };
+enum { STOP_GRACE_MS = 2000, MALLOC_ARENAS = 2, START_POLL_MS = 20, BLOCKED_POLL_MS = 200 };
 
 static struct daemon daemon_object;
 struct daemon *the_daemon = &daemon_object;
@@ -157,6 +157,16 @@ static int open_listeners(struct daemon *daemon, struct error *err)
     return status;
 }
 
+/* Newer code has changed the database of a member of a cluster: the text that the others' levels would have given. */
+static int open_database(struct daemon *daemon, struct error *err)
+{
+    int status = state_open_database(daemon, err);
+    if (status == STATUS_FAILED_PRECONDITION && daemon_clustered(daemon)) {
+        error_prefix(err, "failed to ensure schema: this node's version is behind, please upgrade");
+    }
+    return status;
+}
+
 static int start(struct daemon *daemon, const struct options *options, struct error *err)
 {
     char *database = xasprintf("%s/database", daemon->dir);
@@ -181,32 +191,37 @@ static int start(struct daemon *daemon, const struct options *options, struct er
         status = open_sockets(daemon, err);
     }
     status = status == STATUS_OK ? open_listeners(daemon, err) : status;
-    status = status == STATUS_OK ? state_open_database(daemon, err) : status;
+    if (status == STATUS_OK && !options->no_gateway) { /* before the database: who asks meanwhile is told to wait */
+        status = gateway_start(daemon, err);
+    }
+    status = status == STATUS_OK ? open_database(daemon, err) : status;
     if (status == STATUS_OK) {
         attach_start(daemon);
+        upgrade_start(daemon);
         status = join_resume(daemon, err);
-    }
-    if (status == STATUS_OK && !options->no_gateway) {
-        status = gateway_start(daemon, err);
     }
     return status;
 }
 
-/* Ready once a leader is known: before, clients get a clear "setup in progress". */
-static bool wait_ready(struct daemon *daemon, sigset_t *signals)
+/* Ready once a leader has told what the other members are, and all of them can serve together; until then clients get a clear refusal. Returns the
+ * signal that ended the wait, 0 = ready, -1 = this member must not run. */
+static int wait_ready(struct daemon *daemon, sigset_t *signals, struct error *err)
 {
     for (unsigned seen = 0;;) {
-        const struct view *view = view_get();
-        bool known = view->message->n_members > 0;
-        view_unref(view);
-        if (known && (daemon_leads(daemon) || daemon_leader_id(daemon) != 0 || attach_known_leader() != 0)) {
-            return true;
+        enum upgrade_state state = upgrade_judge(daemon, err);
+        bool leader = daemon_leads(daemon) || daemon_leader_id(daemon) != 0 || attach_known_leader() != 0;
+        if (state == UPGRADE_FATAL || (state == UPGRADE_SERVE && leader)) {
+            return state == UPGRADE_FATAL ? -1 : 0;
         }
-        seen = state_wait_change(seen, 20);
+        if (state == UPGRADE_BLOCKED && daemon_phase() == DAEMON_STARTING) {
+            log_warn("daemon.blocked", "text=\"" DAEMON_BLOCKED_TEXT "\"");
+            daemon_set_phase(DAEMON_BLOCKED);
+        }
+        seen = state_wait_change(seen, state == UPGRADE_BLOCKED ? BLOCKED_POLL_MS : START_POLL_MS);
         struct timespec now = {0, 0};
         int signal = sigtimedwait(signals, NULL, &now);
         if (signal > 0 && signal != SIGHUP) {
-            return false;
+            return signal;
         }
     }
 }
@@ -221,6 +236,7 @@ static void stop(struct daemon *daemon)
     }
     handover(daemon);
     gateway_stop();
+    upgrade_stop();
     attach_stop();
     controller_stop();
     operations_lead(false);
@@ -273,7 +289,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "coveyd: %s\n", err.text);
         return 1;
     }
-    if (wait_ready(the_daemon, &signals)) {
+    int ended = wait_ready(the_daemon, &signals, &err);
+    if (ended == 0) {
         daemon_set_phase(DAEMON_READY);
         log_info("daemon.ready", "id=%llu ms=%lld", (unsigned long long)daemon_id(the_daemon), (long long)(time_mono_ms() - the_daemon->started_ms));
         instances_autostart(the_daemon);
@@ -283,6 +300,10 @@ int main(int argc, char **argv)
             }
         }
     }
+    if (ended < 0) {
+        log_error("daemon.start", "error=\"%s\"", err.text);
+        fprintf(stderr, "coveyd: %s\n", err.text);
+    }
     stop(the_daemon);
-    return 0;
+    return ended < 0 ? 1 : 0;
 }

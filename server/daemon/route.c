@@ -23,6 +23,31 @@ enum daemon_phase daemon_phase(void)
     return (enum daemon_phase)atomic_load(&phase);
 }
 
+/* Whether this member takes the call at the moment. A call that another member passed on may find a better one: it is told so, and asks again. */
+static int gate(struct rpc_call *call, struct error *err)
+{
+    static const char *const always[] = {"covey.v1.Operations", "covey.v1.Events", "covey.v1.Server"};
+    const struct method *method = rpc_call_method(call);
+    enum daemon_phase now = daemon_phase();
+    bool public = strncmp(method->service, "covey.v1.", 9) == 0;
+    int status = STATUS_OK;
+    if (now == DAEMON_STARTING && public) {
+        status = error_set(err, STATUS_UNAVAILABLE, "LXD daemon setup in progress");
+    } else if (now == DAEMON_BLOCKED && (public || strcmp(method->service, "covey.internal.v1.Agent") == 0)) {
+        status = error_set(err, STATUS_UNAVAILABLE, DAEMON_BLOCKED_TEXT);
+    } else if (now == DAEMON_STOPPING && public && method->write) {
+        bool taken = false;
+        for (size_t i = 0; i < sizeof always / sizeof *always; i++) {
+            taken = taken || strcmp(method->service, always[i]) == 0;
+        }
+        status = taken ? STATUS_OK : error_set(err, STATUS_UNAVAILABLE, "LXD is shutting down");
+    }
+    if (status != STATUS_OK && err != NULL) {
+        err->not_leader = rpc_call_forwarded(call) > 0 && method->route == RPC_ROUTE_LEADER;
+    }
+    return status;
+}
+
 /* Waits until somebody is known to lead: this member (0), or another one's id. `last` is what the member that was asked before said. */
 static int wait_leader(struct daemon *daemon, struct rpc_call *call, const struct error *last, uint64_t *leader, struct error *err)
 {
@@ -73,6 +98,9 @@ int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request,
     uint64_t member = 0;
     int status = STATUS_OK;
     *channel = NULL;
+    if (attempt == 0 && gate(call, err) != STATUS_OK) { /* before anybody is waited for */
+        return err->code;
+    }
     switch (method->route) {
     case RPC_ROUTE_LOCAL: return STATUS_OK;
     case RPC_ROUTE_TARGET: status = route_target(daemon, request, &member, err); break;
@@ -140,18 +168,6 @@ bool confirm_call(void *ud, struct rpc_call *call, void (*done)(struct rpc_call 
 
 int admit_call(void *ud, struct rpc_call *call, struct error *err)
 {
-    const struct method *method = rpc_call_method(call);
     db_thread_confirmed(rpc_call_confirmed(call));
-    if (strncmp(method->service, "covey.v1.", 9) != 0) {
-        return STATUS_OK;
-    }
-    enum daemon_phase now = daemon_phase();
-    if (now == DAEMON_STARTING) {
-        return error_set(err, STATUS_UNAVAILABLE, "LXD daemon setup in progress");
-    }
-    bool always = !method->write || strcmp(method->service, "covey.v1.Operations") == 0 || strcmp(method->service, "covey.v1.Events") == 0;
-    if (now == DAEMON_STOPPING && !always) {
-        return error_set(err, STATUS_UNAVAILABLE, "LXD is shutting down");
-    }
-    return STATUS_OK;
+    return gate(call, err);
 }

@@ -4,7 +4,14 @@
 
 #include "daemon.h"
 
-enum daemon_phase { DAEMON_STARTING, DAEMON_READY, DAEMON_STOPPING };
+enum daemon_phase {
+    DAEMON_STARTING,
+    DAEMON_BLOCKED, /* runs, and waits for older members (docs/design/upgrade.md) */
+    DAEMON_READY,
+    DAEMON_STOPPING,
+};
+
+#define DAEMON_BLOCKED_TEXT "Wait for other cluster nodes to upgrade their versions, cluster not started yet"
 
 void daemon_set_phase(enum daemon_phase next);
 enum daemon_phase daemon_phase(void);

@@ -319,6 +319,9 @@ int state_open_database(struct daemon *daemon, struct error *err)
     struct db *db = NULL;
     int status = db_open(&config, &db, err);
     free(dir);
+    if (status == STATUS_OK && (status = db_schema_check(db, err)) != STATUS_OK) {
+        db_close(db);
+    }
     if (status == STATUS_OK) {
         lock();
         state.db = db;

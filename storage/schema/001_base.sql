@@ -10,7 +10,9 @@ CREATE TABLE nodes (
   description TEXT NOT NULL DEFAULT '',
   address TEXT NOT NULL UNIQUE,
   schema INTEGER NOT NULL,
-  api_extensions INTEGER NOT NULL,
+  api_extensions INTEGER NOT NULL,                 -- the API level, docs/design/upgrade.md
+  schema_floor INTEGER NOT NULL DEFAULT 0,         -- the lowest levels of other members beside which this one can serve
+  api_floor INTEGER NOT NULL DEFAULT 0,
   heartbeat INTEGER NOT NULL DEFAULT 0,            -- last transition seen by a leader; liveness itself is memory on the leader
   online INTEGER NOT NULL DEFAULT 1,               -- last written transition
   state INTEGER NOT NULL DEFAULT 0,                -- 0 created, 1 pending (accepted, not yet joined), 2 evacuated
@@ -230,7 +232,9 @@ CREATE TABLE warnings (
 CREATE TABLE requests (key TEXT NOT NULL PRIMARY KEY, done_at INTEGER NOT NULL, result BLOB) WITHOUT ROWID;
 CREATE INDEX requests_done_at ON requests (done_at);
 -- One row: identity of the cluster, written at bootstrap.
-CREATE TABLE cluster (id INTEGER PRIMARY KEY CHECK (id = 1), uuid TEXT NOT NULL, epoch INTEGER NOT NULL DEFAULT 1, certificate TEXT NOT NULL DEFAULT '', key TEXT NOT NULL DEFAULT '');
+CREATE TABLE cluster (id INTEGER PRIMARY KEY CHECK (id = 1), uuid TEXT NOT NULL, epoch INTEGER NOT NULL DEFAULT 1, certificate TEXT NOT NULL DEFAULT '', key TEXT NOT NULL DEFAULT '',
+  schema INTEGER NOT NULL DEFAULT 0, api_extensions INTEGER NOT NULL DEFAULT 0 -- levels that all members have reached: none below them serves any more
+);
 
 INSERT INTO projects (id, name, description) VALUES (1, 'default', 'Default LXD project');
 INSERT INTO projects_config (project_id, key, value) VALUES

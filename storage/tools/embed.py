@@ -1,5 +1,9 @@
-"""Writes the SQL of storage/schema as C: embed.py OUT STEP.sql… local.sql"""
+"""Writes the SQL of storage/schema as C: embed.py OUT STEP.sql… local.sql
+
+The first line of every step after the first declares whether code that knows it may serve before it was applied:
+"-- additive: why" or "-- incompatible: why" (docs/design/upgrade.md)."""
 import os
+import re
 import sys
 
 
@@ -8,6 +12,14 @@ def literal(text):
     for line in text.splitlines():
         out.append('    "' + line.replace("\\", "\\\\").replace('"', '\\"') + '\\n"')
     return "\n".join(out)
+
+
+def additive(path):
+    with open(path) as sql:
+        declared = re.match(r"-- (additive|incompatible): \S", sql.readline())
+    if not declared:
+        sys.exit('the first line of %s must be "-- additive: why" or "-- incompatible: why"' % path)
+    return declared.group(1) == "additive"
 
 
 def main():
@@ -19,8 +31,9 @@ def main():
             sys.exit("schema steps must be numbered without a gap: %s" % path)
     with open(out, "w") as c:
         c.write('#include "storage/db_private.h"\n\nconst struct schema_step schema__steps[] = {\n')
-        for path in steps:
-            c.write('  {"%s",\n%s},\n' % (os.path.basename(path)[:-4], literal(open(path).read())))
+        for number, path in enumerate(steps, 1):
+            serves = number > 1 and additive(path)
+            c.write('  {"%s", %s,\n%s},\n' % (os.path.basename(path)[:-4], "true" if serves else "false", literal(open(path).read())))
         c.write("};\nconst size_t schema__step_count = %d;\nconst char *const schema__local =\n%s;\n" % (len(steps), literal(open(local).read())))
 
 

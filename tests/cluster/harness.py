@@ -148,6 +148,7 @@ class Member:
         self.stderr = os.path.join(self.test.dir, f"{self.name}-{index}.stderr")
         self.process = None
         self.expected_down = True
+        self.extra_environment = {}  # of its next start
         os.makedirs(self.dir, mode=0o711, exist_ok=True)
         self.test.members.append(self)
 
@@ -159,7 +160,7 @@ class Member:
         env["UBSAN_OPTIONS"] = env.get("UBSAN_OPTIONS", "print_stacktrace=1")
         if peer_is_lxd():  # it asks for lists on the internet at start: keep it on this machine
             env |= {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-        return env
+        return env | self.extra_environment
 
     def start(self, wait=True, extra=()):
         assert not self.alive(), f"{self.name} runs already"

@@ -562,6 +562,48 @@ static void *waiting_reader(void *arg)
     return (void *)(intptr_t)status;
 }
 
+static int newest_step(struct sql *sql, void *ud, struct error *err)
+{
+    return sql_get_int(sql, ud, err, "SELECT max(version) * 100 + count(*) FROM schema", "");
+}
+
+static int use_step(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    char text[80];
+    snprintf(text, sizeof text, "INSERT INTO test_level_%d (id) VALUES (1)", db_schema_version());
+    return sql_exec(sql, err, text, "");
+}
+
+/* A step waits until all members know it, and is then applied once, before any write that waited; code that does not know it is told so. */
+static void schema_gate(void **state)
+{
+    struct error err = ERROR_INIT;
+    int64_t step = 0;
+    setenv("COVEY_TEST_SCHEMA_LEVEL_BUMP", "1", 1);
+    assert_int_equal(db_schema_floor(), db_schema_version() - 1);
+    setenv("COVEY_TEST_SCHEMA_INCOMPATIBLE", "1", 1);
+    assert_int_equal(db_schema_floor(), db_schema_version());
+    struct world *world = world_open();
+    assert_int_equal(write_surely(world, NULL, set_key, "first", NULL), STATUS_OK);
+    struct db *db = world->members[1].db;
+    ok(db_read(db, DB_LINEARIZABLE, newest_step, &step, NULL, &err));
+    assert_int_equal(step, 101);
+    assert_int_not_equal(db_write(db, NULL, use_step, NULL, NULL, NULL, NULL, NULL), STATUS_OK);
+    db_schema_allow(db, db_schema_version());
+    db_schema_allow(db, db_schema_version() + 5); /* more than it knows */
+    ok(db_write(db, NULL, use_step, NULL, NULL, NULL, NULL, &err));
+    ok(db_read(db, DB_LINEARIZABLE, newest_step, &step, NULL, &err));
+    assert_int_equal(step, 101 * db_schema_version());
+    ok(db_schema_check(db, &err));
+    unsetenv("COVEY_TEST_SCHEMA_LEVEL_BUMP");
+    unsetenv("COVEY_TEST_SCHEMA_INCOMPATIBLE");
+    assert_int_equal(db_schema_check(db, &err), STATUS_FAILED_PRECONDITION);
+    char text[80];
+    snprintf(text, sizeof text, "schema version '%d' is more recent than expected '%d'", db_schema_version() + 1, db_schema_version());
+    assert_string_equal(err.text, text);
+    world_close(world);
+}
+
 /* db_stop answers who waits for a schema that does not come, long before the time is up. */
 static void stop_answers(void **state)
 {
@@ -755,7 +797,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(write_read_reopen), cmocka_unit_test(refusals), cmocka_unit_test(many_writers),
         cmocka_unit_test(void_entry), cmocka_unit_test(old_requests), cmocka_unit_test(wal_is_bounded), cmocka_unit_test(full_while_executing),
-        cmocka_unit_test(stop_answers),
+        cmocka_unit_test(schema_gate), cmocka_unit_test(stop_answers),
         cmocka_unit_test(leader_lost), cmocka_unit_test(lagging_member),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
