@@ -122,7 +122,7 @@ int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request,
 struct rpc_channel *route_now(void *ud, struct rpc_call *call)
 {
     struct daemon *daemon = ud;
-    if (daemon_leads(daemon)) {
+    if (daemon_phase() != DAEMON_READY || daemon_leads(daemon)) { /* route_call() asks gate() */
         return NULL;
     }
     uint64_t leader = daemon_leader_id(daemon);
