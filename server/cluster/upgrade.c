@@ -270,7 +270,8 @@ void upgrade_yield(struct daemon *daemon)
 {
     struct successor best = {0, false};
     const struct view *view = view_get();
-    for (size_t i = 0; i < view->message->n_members; i++) {
+    bool waits = level_judge(view->message, daemon_id(daemon), upgrade_claim()) == LEVEL_WAIT; /* and not only for its own schema step */
+    for (size_t i = 0; i < view->message->n_members && waits; i++) {
         const Covey__Internal__V1__ViewMember *member = view->message->members[i];
         int role = state_raft_role(member->id);
         bool serves = member->id != daemon_id(daemon) && member->state != STATE_PENDING && role >= 0 && member_online(daemon, member->id) &&
