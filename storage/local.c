@@ -142,6 +142,26 @@ static int transaction(struct local_db *local, int (*fn)(struct sql *sql, void *
     return status;
 }
 
+struct list { const void *items; size_t count; };
+
+static int keys_write(struct sql *sql, void *ud, struct error *err)
+{
+    const struct list *list = ud;
+    const struct local_key *keys = list->items;
+    int status = STATUS_OK;
+    for (size_t i = 0; i < list->count && status == STATUS_OK; i++)
+        status = str_empty(keys[i].value) ? sql_exec(sql, err, "DELETE FROM state WHERE key = ?1", "s", keys[i].key)
+                                          : sql_exec(sql, err, "INSERT INTO state (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2", "ss",
+                                                     keys[i].key, keys[i].value);
+    return status;
+}
+
+int local_state_set_all(struct local_db *local, const struct local_key *keys, size_t count, struct error *err)
+{
+    struct list list = {keys, count};
+    return transaction(local, keys_write, &list, err);
+}
+
 /* ---- raft_nodes ---- */
 void local_raft_nodes_free(struct local_raft_node *nodes, size_t count)
 {
@@ -172,8 +192,6 @@ int local_raft_nodes_get(struct local_db *local, struct local_raft_node **nodes,
     }
     return status;
 }
-
-struct list { const void *items; size_t count; };
 
 static int raft_nodes_write(struct sql *sql, void *ud, struct error *err)
 {

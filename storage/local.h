@@ -14,6 +14,9 @@ char *local_config_get(struct local_db *local, const char *key);
 int local_config_set(struct local_db *local, const char *key, const char *value, struct error *err);
 char *local_state_get(struct local_db *local, const char *key);
 int local_state_set(struct local_db *local, const char *key, const char *value, struct error *err);
+/* Several keys of `state` at once: after a crash all of them are set or none. */
+struct local_key { const char *key, *value; };
+int local_state_set_all(struct local_db *local, const struct local_key *keys, size_t count, struct error *err);
 
 struct local_raft_node { uint64_t id; char *address; int role; char *name; }; /* role: 0 voter, 1 stand-by, 2 spare (spec numbering) */
 int local_raft_nodes_get(struct local_db *local, struct local_raft_node **nodes, size_t *count, struct error *err);

@@ -64,6 +64,10 @@ void log_event(enum log_level level, const char *event, const char *fmt, ...) __
 _Noreturn void core_panic(const char *file, int line, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 #define covey_assert(cond) do { if (!(cond)) core_panic(__FILE__, __LINE__, "assertion failed: %s", #cond); } while (0)
 
+/* Ends the process as kill -9 does when the environment's COVEY_TEST_CRASH_AT is `point`, or "@FILE" and FILE's text is `point` (FILE is removed first, so
+ * that it happens once). Marks the places where tests kill code that must survive it; compiled always, so that what is tested is what is delivered. */
+void crash_point(const char *point);
+
 /* ---- text ---- */
 void hex_encode(const uint8_t *data, size_t len, char *out); /* out has 2*len+1 bytes; lower case */
 int hex_decode(const char *hex, uint8_t *out, size_t len);   /* exactly len bytes; 0 or -1 */

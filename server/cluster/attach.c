@@ -396,6 +396,15 @@ bool attach_claim(uint64_t member, struct level_claim *out)
     return known;
 }
 
+bool attach_told(uint64_t member)
+{
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    bool told = peer != NULL && peer->told;
+    pthread_mutex_unlock(&attach.lock);
+    return told;
+}
+
 bool attach_member_stopping(uint64_t member)
 {
     pthread_mutex_lock(&attach.lock);

@@ -12,12 +12,14 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 struct bootstrap {
     const char *name, *address;
     const struct identity *server, *made;
     char *uuid, *cert, *key; /* what the database holds afterwards */
     int64_t epoch;
+    char *former; /* for the undo: "TYPE RESTRICTED NAME" of the own certificate, "" = it was not in the trust store */
 };
 
 static int trust_self(struct sql *sql, const struct bootstrap *in, struct error *err)
@@ -41,6 +43,15 @@ static int trust_self(struct sql *sql, const struct bootstrap *in, struct error 
     return status;
 }
 
+static int remember_former(struct sql *sql, const struct bootstrap *in, struct buf *out, struct error *err)
+{
+    struct sql_stmt *s = sql_query(sql, "SELECT type, restricted, name FROM certificates WHERE fingerprint = ?1", "s", in->server->fingerprint);
+    if (sql_next(s)) {
+        buf_printf(out, "%" PRId64 " %" PRId64 " %s", sql_int(s, 0), sql_int(s, 1), sql_text(s, 2));
+    }
+    return sql_done(s, err);
+}
+
 static int bootstrap_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
 {
     struct bootstrap *in = ud;
@@ -55,6 +66,9 @@ static int bootstrap_write(struct sql *sql, void *ud, struct buf *result, struct
     }
     if (status == STATUS_OK) {
         status = sql_exec(sql, err, "UPDATE nodes SET name = ?1, address = ?2, fingerprint = ?3 WHERE id = 1", "sss", in->name, in->address, in->server->fingerprint);
+    }
+    if (status == STATUS_OK) {
+        status = remember_former(sql, in, result, err);
     }
     if (status == STATUS_OK) {
         status = trust_self(sql, in, err);
@@ -82,10 +96,15 @@ static int bootstrap_read(struct sql *sql, void *ud, struct error *err)
 /* Undo of the database's part: the server is standalone and usable again. */
 static int bootstrap_undo(struct sql *sql, void *ud, struct buf *result, struct error *err)
 {
-    const struct daemon *daemon = ud;
+    const struct bootstrap *in = ud;
+    int64_t type = 0, restricted = 0;
+    int used = 0;
     int status = sql_exec(sql, err, "DELETE FROM cluster", "");
-    if (status == STATUS_OK) {
-        status = sql_exec(sql, err, "DELETE FROM certificates WHERE fingerprint = ?1 AND type = 2", "s", daemon->server.fingerprint);
+    if (status == STATUS_OK && sscanf(in->former, "%" SCNd64 " %" SCNd64 " %n", &type, &restricted, &used) == 2) {
+        status = sql_exec(sql, err, "UPDATE certificates SET type = ?2, restricted = ?3, name = ?4 WHERE fingerprint = ?1", "siis", in->server->fingerprint, type, restricted,
+            in->former + used);
+    } else if (status == STATUS_OK) {
+        status = sql_exec(sql, err, "DELETE FROM certificates WHERE fingerprint = ?1 AND type = 2", "s", in->server->fingerprint);
     }
     return status == STATUS_OK ? sql_exec(sql, err, "UPDATE nodes SET name = 'none', address = '0.0.0.0' WHERE id = 1", "") : status;
 }
@@ -95,11 +114,10 @@ int cluster_local_state(struct daemon *daemon, const char *name, const char *clu
     char epoch_text[24], id_text[24];
     snprintf(epoch_text, sizeof epoch_text, "%" PRIu64, epoch);
     snprintf(id_text, sizeof id_text, "%" PRIu64, id);
-    int status = local_state_set(daemon->local, "cluster_id", cluster_id, err);
-    status = status == STATUS_OK ? local_state_set(daemon->local, "epoch", epoch_text, err) : status;
-    status = status == STATUS_OK ? local_state_set(daemon->local, "name", name, err) : status;
-    status = status == STATUS_OK ? local_state_set(daemon->local, "member_id", id_text, err) : status;
-    return status == STATUS_OK ? local_state_set(daemon->local, "clustered", str_empty(name) ? NULL : "1", err) : status;
+    const struct local_key keys[] = {
+        {"cluster_id", cluster_id}, {"epoch", epoch_text}, {"name", name}, {"member_id", id_text}, {"clustered", str_empty(name) ? NULL : "1"},
+    };
+    return local_state_set_all(daemon->local, keys, sizeof keys / sizeof *keys, err);
 }
 
 static atomic_bool forming;
@@ -114,35 +132,75 @@ void forming_end(void)
     atomic_store(&forming, false);
 }
 
+static int count_clusters(struct sql *sql, void *ud, struct error *err)
+{
+    return sql_get_int(sql, ud, err, "SELECT count(*) FROM cluster", "");
+}
+
+/* What an earlier cluster left: its certificate would be lost. A bootstrap that goes on after a crash has written its own. */
+static int check_leftovers(struct daemon *daemon, struct error *err)
+{
+    static const char *const files[] = {"cluster.crt", "cluster.key", "cluster.ca"};
+    int64_t clusters = 0;
+    int status = daemon_read(daemon, DB_LINEARIZABLE, count_clusters, &clusters, NULL, err);
+    for (size_t i = 0; i < sizeof files / sizeof *files && status == STATUS_OK && clusters == 0; i++) {
+        char *path = xasprintf("%s/%s", daemon->dir, files[i]);
+        struct stat info;
+        if (lstat(path, &info) == 0) {
+            status = error_set(err, STATUS_FAILED_PRECONDITION, "Inconsistent state: found leftover cluster certificate");
+        }
+        free(path);
+    }
+    return status;
+}
+
+/* From the database's rows to a member that acts by them. */
+static int take_effect(struct daemon *daemon, const struct bootstrap *in, struct error *err)
+{
+    int status = identity_set_cluster(daemon, in->cert, in->key, err);
+    crash_point("bootstrap:identity");
+    status = status == STATUS_OK ? cluster_local_state(daemon, in->name, in->uuid, (uint64_t)in->epoch, 1, err) : status;
+    crash_point("bootstrap:placed");
+    if (status == STATUS_OK) {
+        state_set_identity(daemon, 1, true, in->name);
+        status = state_transport() == NULL ? state_start_transport(daemon, err) : STATUS_OK;
+    }
+    return status;
+}
+
+static void undo(struct op *op, struct bootstrap *in)
+{
+    struct error err = ERROR_INIT;
+    if (cluster_local_state(the_daemon, NULL, NULL, 0, 1, &err) != STATUS_OK) {
+        log_error("bootstrap.undo", "error=\"%s\"", err.text);
+    }
+    state_set_identity(the_daemon, 1, false, "");
+    identity_drop_cluster(the_daemon);
+    if (op_write(op, "undo", bootstrap_undo, in, NULL, &err) != STATUS_OK) {
+        log_error("bootstrap.undo", "error=\"%s\"", err.text);
+    }
+    controller_refresh_view(the_daemon);
+}
+
 static int bootstrap_steps(struct op *op, struct error *err)
 {
     struct daemon *daemon = the_daemon;
     const Covey__V1__UpdateClusterRequest *request =
         (const Covey__V1__UpdateClusterRequest *)op_request(op, &covey__v1__update_cluster_request__descriptor, err);
     struct identity made = {0};
-    if (request == NULL || identity_create(daemon->hostname, &made, err) != STATUS_OK) {
+    if (request == NULL || check_leftovers(daemon, err) != STATUS_OK || identity_create(daemon->hostname, &made, err) != STATUS_OK) {
         return err->code;
     }
     struct bootstrap in = {.name = request->server_name, .address = request->server_address, .server = &daemon->server, .made = &made};
-    int status = op_write(op, "bootstrap", bootstrap_write, &in, NULL, err);
+    struct buf former = {0};
+    int status = op_write(op, "bootstrap", bootstrap_write, &in, &former, err);
+    in.former = buf_take(&former);
+    crash_point("bootstrap:written");
     if (status == STATUS_OK) {
         status = daemon_read(daemon, DB_LINEARIZABLE, bootstrap_read, &in, NULL, err);
-    }
-    if (status == STATUS_OK) {
-        status = identity_set_cluster(daemon, in.cert, in.key, err);
-        status = status == STATUS_OK ? cluster_local_state(daemon, in.name, in.uuid, (uint64_t)in.epoch, 1, err) : status;
-        if (status == STATUS_OK) {
-            state_set_identity(daemon, 1, true, in.name);
-            status = state_transport() == NULL ? state_start_transport(daemon, err) : STATUS_OK;
-        }
+        status = status == STATUS_OK ? take_effect(daemon, &in, err) : status;
         if (status != STATUS_OK) {
-            struct error undo = ERROR_INIT;
-            identity_drop_cluster(daemon);
-            cluster_local_state(daemon, NULL, NULL, 0, 1, &undo);
-            state_set_identity(daemon, 1, false, "");
-            if (op_write(op, "undo", bootstrap_undo, daemon, NULL, &undo) != STATUS_OK) {
-                log_error("bootstrap.undo", "error=\"%s\"", undo.text);
-            }
+            undo(op, &in);
         }
     }
     if (status == STATUS_OK) {
@@ -155,6 +213,7 @@ static int bootstrap_steps(struct op *op, struct error *err)
     free(in.uuid);
     free(in.cert);
     free(in.key);
+    free(in.former);
     return status;
 }
 

@@ -54,6 +54,7 @@ void attach_instance_changed(void *ud, const Covey__Internal__V1__InstanceStatus
 bool attach_member_stopping(uint64_t member);
 struct level_claim;
 bool attach_claim(uint64_t member, struct level_claim *out); /* what an attached member announces (leader) */
+bool attach_told(uint64_t member); /* it has reported to this leadership */
 
 /* ---- certificate.c: the certificate that all members present ---- */
 rpc_handler certificate_update_handler(void); /* covey.v1.Cluster.UpdateClusterCertificate */
@@ -99,17 +100,21 @@ int group_name_check(const char *name, struct error *err); /* groups.c; spec/pla
 int architecture_id(const char *name); /* 2 = x86_64 …; 0 = unknown */
 const char *architecture_name(int id);
 
-/* ---- membership.c (leader's side of joining), join.c (the joiner's), service.c (covey.v1.Cluster) ---- */
+/* ---- membership.c, introduce.c (leader's side of joining), join.c (the joiner's), service.c (covey.v1.Cluster) ---- */
 void membership_bind(void);
+rpc_handler introduce_handler(void);
+rpc_handler abandon_handler(void);
 void cluster_service_bind(void);
 /* Manual roles, groups and configuration of a member, into a message that has none yet. */
 int member_stored(struct sql *sql, struct arena *arena, int64_t id, Covey__V1__Member *member, struct error *err);
 void groups_bind(void); /* groups.c: covey.v1.ClusterGroups */
 /* update.c: `now` is the member as the caller sees it. */
 int member_update(struct rpc_call *call, const ProtobufCMessage *request, const Covey__V1__Member *now, struct error *err);
-/* At start: goes on with a join that was interrupted. */
-/* Writes this member's place to local.db; name NULL = standalone. */
+/* Writes this member's place to local.db, all of it or nothing; name NULL = standalone. */
 int cluster_local_state(struct daemon *daemon, const char *name, const char *cluster_id, uint64_t epoch, uint64_t id, struct error *err);
+/* At start, before anything looks for the database: a join that ended in the middle of the exchange gets the former database back. */
+int join_prepare(struct daemon *daemon, struct error *err);
+/* At start: goes on with a join that was interrupted. */
 int join_resume(struct daemon *daemon, struct error *err);
 int join_start(struct rpc_call *call, const ProtobufCMessage *request, Covey__V1__Operation **operation, struct error *err);
 void join_register(void);

@@ -1,9 +1,12 @@
-/* The joiner's side (spec/cluster.md 4.3): introduce, be accepted, make the cluster's pools here, exchange the database, complete.
+/* The joiner's side (spec/cluster.md 4.3): introduce, be accepted, make the cluster's pools here (join_pools.c), exchange the database, complete.
  *
- * The state of a join is one JSON object in the local database (key "join"), written before the step that it names. Up to "asked" the server is as before: a
- * restart forgets the join. From "switching" on a restart goes on until the cluster has it or says that it does not know the join; then everything is put back,
- * the former database too (kept as global.before until the join is complete). */
-#include "cluster.h"
+ * The state of a join is one JSON object in the local database (key "join"), written before the step that its phase names:
+ *   asked, making  the server is as before; a restart undoes what there is and tells the cluster
+ *   abandoning     the join has failed, the cluster is still to be told
+ *   switching      a restart goes on until the cluster has this member or says that it does not know the join; then everything is put back, the former
+ *                  database too (kept as global.before until the join is complete)
+ *   joined         only the former database is still to be removed */
+#include "join.h"
 
 #include "upgrade.h"
 
@@ -17,32 +20,12 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <unistd.h>
-
-enum {
-    JOIN_STEP_MS = 60000,            /* bound of one step towards the cluster */
-    JOIN_COMPLETE_MS = 300000,       /* Complete is repeated this long while nobody answers */
-    JOIN_CALL_MS = 25000,
-    JOIN_PAUSE_MS = 200,
-    JOIN_ADDRESSES_MAX = 64,
-};
-
-struct join {
-    char name[MEMBER_NAME_MAX + 1], address[300], join_id[37];
-    char fingerprint[FINGERPRINT_SIZE]; /* of the cluster certificate */
-    char *addresses[JOIN_ADDRESSES_MAX];
-    size_t address_count;
-    struct arena arena;
-    /* from Accept */
-    uint64_t id, epoch;
-    const char *cluster_id, *cluster_cert, *cluster_key;
-    Covey__Internal__V1__View *view;
-    json_t *pools; /* [{name, driver, config}] as made here */
-};
 
 static void join_clear(struct join *join)
 {
@@ -71,25 +54,32 @@ static bool worth_repeating(int status)
            status == STATUS_RESOURCE_EXHAUSTED;
 }
 
-/* Calls a Membership method through any member until one answers, at most total_ms. */
-static int call_cluster(struct daemon *daemon, struct join *join, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response, int64_t total_ms,
-                        struct error *err)
+int join__call(struct daemon *daemon, struct join *join, const char *service, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response,
+               int64_t total_ms, struct error *err)
 {
     char request_id[37];
     uuid_new(request_id);
-    int64_t end = time_mono_ms() + total_ms;
+    int64_t begin = time_mono_ms(), end = begin + total_ms;
     int status = error_set(err, STATUS_UNAVAILABLE, "no cluster member is known");
     for (size_t i = 0; join->address_count > 0; i = (i + 1) % join->address_count) {
         struct rpc_channel *channel = rpc_channel_tls(join->addresses[i], join->fingerprint, NULL, &daemon->server);
-        struct rpc_options options = {.timeout_ms = JOIN_CALL_MS, .request_id = request_id};
-        status = rpc_unary(channel, "covey.internal.v1.Membership", method, request, response, &join->arena, &options, err);
+        struct rpc_options options = {.timeout_ms = total_ms < JOIN_CALL_MS ? total_ms : JOIN_CALL_MS, .request_id = request_id};
+        status = rpc_unary(channel, service, method, request, response, &join->arena, &options, err);
         rpc_channel_unref(channel);
-        if (!worth_repeating(status) || time_mono_ms() >= end) {
+        int64_t now = time_mono_ms();
+        bool unknown_yet = status == STATUS_PERMISSION_DENIED && join->introduced && now < begin + JOIN_TRUST_MS; /* that member's view is older than our trust */
+        if ((!worth_repeating(status) && !unknown_yet) || now >= end) {
             break;
         }
         usleep(JOIN_PAUSE_MS * 1000);
     }
     return status;
+}
+
+static int call_membership(struct daemon *daemon, struct join *join, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response, int64_t total_ms,
+                           struct error *err)
+{
+    return join__call(daemon, join, "covey.internal.v1.Membership", method, request, response, total_ms, err);
 }
 
 static int introduce_self(struct daemon *daemon, struct join *join, const char *password, struct error *err)
@@ -102,9 +92,16 @@ static int introduce_self(struct daemon *daemon, struct join *join, const char *
     request.token_secret = is_token ? token.secret : (char *)"";
     request.password = is_token ? (char *)"" : (char *)password;
     ProtobufCMessage *response = NULL;
-    int status = call_cluster(daemon, join, "Introduce", &request.base, &response, JOIN_CALL_MS, err);
+    int status = call_membership(daemon, join, "Introduce", &request.base, &response, JOIN_CALL_MS, err);
     token_text_free(&token);
     if (status == STATUS_OK) {
+        const Covey__Internal__V1__IntroduceResponse *known = (const Covey__Internal__V1__IntroduceResponse *)response;
+        join->introduced = true;
+        join->former_type = known->former_type;
+        join->former_name = known->former_name;
+        for (size_t i = 0; i < known->n_addresses; i++) {
+            add_address(join, known->addresses[i]);
+        }
         return status;
     }
     if (worth_repeating(status)) {
@@ -113,64 +110,16 @@ static int introduce_self(struct daemon *daemon, struct join *join, const char *
     if (str_prefix(err->text, "Existing server certificate")) {
         return error_prefix(err, "Failed to update cluster trust");
     }
-    return error_prefix(err, "Failed to setup cluster trust: Failed to add server cert to cluster");
-}
-
-/* ---- what this server has ---- */
-
-struct own_pools {
-    struct arena *arena;
-    Covey__Internal__V1__PoolSpec **pools;
-    size_t count;
-};
-
-static int read_own_pools(struct sql *sql, void *ud, struct error *err)
-{
-    enum { MAX = 64 };
-    bool more = false;
-    struct own_pools *own = ud;
-    own->pools = arena_alloc(own->arena, MAX * sizeof *own->pools);
-    struct sql_stmt *s = sql_query(sql, "SELECT id, name, driver FROM storage_pools WHERE state = 1 ORDER BY name", "");
-    while (!more && sql_next(s)) {
-        if (own->count == MAX) {
-            more = true;
-            break;
-        }
-        Covey__Internal__V1__PoolSpec *pool = arena_alloc(own->arena, sizeof *pool);
-        covey__internal__v1__pool_spec__init(pool);
-        pool->name = arena_strdup(own->arena, sql_text(s, 1));
-        pool->driver = arena_strdup(own->arena, sql_text(s, 2));
-        pool->config = arena_alloc(own->arena, MAX * sizeof *pool->config);
-        struct sql_stmt *c = sql_query(sql, "SELECT key, value FROM storage_pools_config WHERE storage_pool_id = ?1 ORDER BY key", "i", sql_int(s, 0));
-        while (!more && sql_next(c)) {
-            if (pool->n_config == MAX) {
-                more = true;
-                break;
-            }
-            Covey__Internal__V1__PoolSpec__ConfigEntry *entry = arena_alloc(own->arena, sizeof *entry);
-            covey__internal__v1__pool_spec__config_entry__init(entry);
-            entry->key = arena_strdup(own->arena, sql_text(c, 0));
-            entry->value = arena_strdup(own->arena, sql_text(c, 1));
-            pool->config[pool->n_config++] = entry;
-        }
-        if (sql_done(c, err) != STATUS_OK) {
-            sql_done(s, NULL);
-            return err->code;
-        }
-        own->pools[own->count++] = pool;
+    if (str_empty(password)) {
+        return error_prefix(err, "Failed to update cluster trust: Failed getting existing certificate");
     }
-    int status = sql_done(s, err);
-    return status == STATUS_OK && more ? error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d storage pools, or keys of one", MAX) : status;
+    return error_prefix(err, "Failed to setup cluster trust: Failed to add server cert to cluster");
 }
 
 static int accept_self(struct daemon *daemon, struct join *join, Covey__Internal__V1__AcceptResponse **out, struct error *err)
 {
     struct utsname host;
     uname(&host);
-    struct own_pools own = {.arena = &join->arena};
-    if (daemon_read(daemon, DB_LOCAL, read_own_pools, &own, NULL, err) != STATUS_OK) {
-        return err->code;
-    }
     Covey__Internal__V1__AcceptRequest request = COVEY__INTERNAL__V1__ACCEPT_REQUEST__INIT;
     request.name = join->name;
     request.address = join->address;
@@ -178,10 +127,10 @@ static int accept_self(struct daemon *daemon, struct join *join, Covey__Internal
     request.api_extensions = upgrade_claim().level.api;
     request.architecture = host.machine;
     request.join_id = join->join_id;
-    request.pools = own.pools;
-    request.n_pools = own.count;
+    request.pools = join->own;
+    request.n_pools = join->own_count;
     ProtobufCMessage *response = NULL;
-    int status = call_cluster(daemon, join, "Accept", &request.base, &response, JOIN_STEP_MS, err);
+    int status = call_membership(daemon, join, "Accept", &request.base, &response, JOIN_STEP_MS, err);
     if (status == STATUS_PERMISSION_DENIED) {
         return error_prefix(err, "Failed to update cluster trust: Failed getting existing certificate");
     }
@@ -195,96 +144,35 @@ static int accept_self(struct daemon *daemon, struct join *join, Covey__Internal
     return STATUS_OK;
 }
 
-static void abandon_self(struct daemon *daemon, struct join *join)
+/* Tells the cluster; true when it knows, or when it need not: it does not trust us. */
+static bool abandon_self(struct daemon *daemon, struct join *join)
 {
     Covey__Internal__V1__AbandonRequest request = COVEY__INTERNAL__V1__ABANDON_REQUEST__INIT;
     request.join_id = join->join_id;
     request.name = join->name;
+    request.former_type = join->former_type;
+    request.former_name = (char *)(join->former_name != NULL ? join->former_name : "");
     ProtobufCMessage *response = NULL;
     struct error err = ERROR_INIT;
-    if (call_cluster(daemon, join, "Abandon", &request.base, &response, JOIN_CALL_MS, &err) != STATUS_OK) {
-        log_warn("join.abandon", "error=\"%s\"", err.text); /* the leader forgets pending members by itself */
+    int status = call_membership(daemon, join, "Abandon", &request.base, &response, JOIN_ABANDON_MS, &err);
+    if (status != STATUS_OK) {
+        log_warn("join.abandon", "error=\"%s\"", err.text);
     }
-}
-
-/* ---- pools ---- */
-
-/* Makes the cluster's pools on this host, with the member-specific keys that the administrator gave. */
-static int make_pools(struct daemon *daemon, struct join *join, const Covey__Internal__V1__AcceptResponse *accepted,
-                      const Covey__V1__UpdateClusterRequest *request, struct error *err)
-{
-    join->pools = json_array();
-    for (size_t i = 0; i < accepted->n_pools; i++) {
-        Covey__Internal__V1__PoolSpec *pool = accepted->pools[i];
-        Covey__Internal__V1__PoolSpec spec = *pool;
-        spec.config = arena_alloc(&join->arena, (pool->n_config + request->n_member_config + 1) * sizeof *spec.config);
-        for (size_t k = 0; k < pool->n_config; k++) {
-            spec.config[k] = pool->config[k];
-        }
-        for (size_t k = 0; k < request->n_member_config; k++) {
-            const Covey__V1__MemberConfigKey *given = request->member_config[k];
-            if (strcmp(given->entity, "storage-pool") == 0 && strcmp(given->name, pool->name) == 0 && !str_empty(given->value)) {
-                Covey__Internal__V1__PoolSpec__ConfigEntry *entry = arena_alloc(&join->arena, sizeof *entry);
-                covey__internal__v1__pool_spec__config_entry__init(entry);
-                entry->key = given->key;
-                entry->value = given->value;
-                spec.config[spec.n_config++] = entry;
-            }
-        }
-        struct rpc_channel *self = member_channel(daemon, daemon_id(daemon), err);
-        ProtobufCMessage *response = NULL;
-        struct rpc_options options = {.timeout_ms = JOIN_STEP_MS};
-        int status = rpc_unary(self, "covey.internal.v1.Agent", "CreatePool", &spec.base, &response, &join->arena, &options, err);
-        rpc_channel_unref(self);
-        if (status != STATUS_OK) {
-            return error_prefix(err, "Failed to initialize member: Failed to initialize storage pools and networks");
-        }
-        const Covey__Internal__V1__PoolResponse *made = (const Covey__Internal__V1__PoolResponse *)response;
-        json_t *config = json_object();
-        for (size_t k = 0; k < made->n_config; k++) {
-            json_object_set_new(config, made->config[k]->key, json_string(made->config[k]->value));
-        }
-        json_array_append_new(join->pools, json_pack("{s:s, s:s, s:o}", "name", pool->name, "driver", pool->driver, "config", config));
-    }
-    return STATUS_OK;
-}
-
-static Covey__Internal__V1__PoolSpec **pools_message(struct join *join, size_t *count)
-{
-    size_t n = json_array_size(join->pools);
-    Covey__Internal__V1__PoolSpec **pools = arena_alloc(&join->arena, (n + 1) * sizeof *pools);
-    for (size_t i = 0; i < n; i++) {
-        json_t *object = json_array_get(join->pools, i), *value;
-        const char *key;
-        Covey__Internal__V1__PoolSpec *pool = pools[i] = arena_alloc(&join->arena, sizeof *pool);
-        covey__internal__v1__pool_spec__init(pool);
-        pool->name = arena_strdup(&join->arena, json_string_value(json_object_get(object, "name")));
-        pool->driver = arena_strdup(&join->arena, json_string_value(json_object_get(object, "driver")));
-        json_t *config = json_object_get(object, "config");
-        pool->config = arena_alloc(&join->arena, (json_object_size(config) + 1) * sizeof *pool->config);
-        json_object_foreach(config, key, value) {
-            Covey__Internal__V1__PoolSpec__ConfigEntry *entry = arena_alloc(&join->arena, sizeof *entry);
-            covey__internal__v1__pool_spec__config_entry__init(entry);
-            entry->key = arena_strdup(&join->arena, key);
-            entry->value = arena_strdup(&join->arena, json_string_value(value));
-            pool->config[pool->n_config++] = entry;
-        }
-    }
-    *count = n;
-    return pools;
+    return !worth_repeating(status);
 }
 
 /* ---- the state kept over restarts ---- */
 
-static int save(struct daemon *daemon, struct join *join, const char *phase, struct error *err)
+int join__save(struct daemon *daemon, struct join *join, const char *phase, struct error *err)
 {
     json_t *addresses = json_array();
     for (size_t i = 0; i < join->address_count; i++) {
         json_array_append_new(addresses, json_string(join->addresses[i]));
     }
-    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:o, s:I, s:I, s:s*, s:s*, s:s*, s:O*}", "phase", phase, "name", join->name, "address", join->address,
-        "join_id", join->join_id, "fingerprint", join->fingerprint, "addresses", addresses, "id", (json_int_t)join->id, "epoch", (json_int_t)join->epoch, "cluster_id",
-        join->cluster_id, "cert", join->cluster_cert, "key", join->cluster_key, "pools", join->pools);
+    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:o, s:b, s:I, s:s*, s:I, s:I, s:s*, s:s*, s:s*, s:O*}", "phase", phase, "name", join->name, "address",
+        join->address, "join_id", join->join_id, "fingerprint", join->fingerprint, "addresses", addresses, "introduced", (int)join->introduced, "former_type",
+        (json_int_t)join->former_type, "former_name", join->former_name, "id", (json_int_t)join->id, "epoch", (json_int_t)join->epoch, "cluster_id", join->cluster_id,
+        "cert", join->cluster_cert, "key", join->cluster_key, "pools", join->pools);
     char *text = json_dumps(object, JSON_COMPACT);
     int status = text != NULL ? local_state_set(daemon->local, "join", text, err) : error_set(err, STATUS_INTERNAL, "cannot encode the state of the join");
     free(text);
@@ -298,31 +186,48 @@ static void copy_text(char *out, size_t size, json_t *object, const char *key)
     snprintf(out, size, "%s", text != NULL ? text : "");
 }
 
-/* Phase of an interrupted join, NULL if there is none. Fills join; *keep owns the texts. */
-static const char *load(struct daemon *daemon, struct join *join, json_t **keep)
+static json_t *load_object(struct daemon *daemon)
 {
     char *text = local_state_get(daemon->local, "join");
-    *keep = text != NULL ? json_loads(text, 0, NULL) : NULL;
+    json_t *object = text != NULL ? json_loads(text, 0, NULL) : NULL;
     free(text);
-    if (*keep == NULL) {
-        return NULL;
-    }
+    return object;
+}
+
+static bool in_phase(const json_t *object, const char *phase)
+{
+    return str_eq(json_string_value(json_object_get(object, "phase")), phase);
+}
+
+/* Fills join from the state, whose texts it borrows. */
+static void load(struct join *join, json_t *object)
+{
     json_t *address;
     size_t i;
-    copy_text(join->name, sizeof join->name, *keep, "name");
-    copy_text(join->address, sizeof join->address, *keep, "address");
-    copy_text(join->join_id, sizeof join->join_id, *keep, "join_id");
-    copy_text(join->fingerprint, sizeof join->fingerprint, *keep, "fingerprint");
-    json_array_foreach(json_object_get(*keep, "addresses"), i, address) {
+    copy_text(join->name, sizeof join->name, object, "name");
+    copy_text(join->address, sizeof join->address, object, "address");
+    copy_text(join->join_id, sizeof join->join_id, object, "join_id");
+    copy_text(join->fingerprint, sizeof join->fingerprint, object, "fingerprint");
+    json_array_foreach(json_object_get(object, "addresses"), i, address) {
         add_address(join, json_string_value(address));
     }
-    join->id = (uint64_t)json_integer_value(json_object_get(*keep, "id"));
-    join->epoch = (uint64_t)json_integer_value(json_object_get(*keep, "epoch"));
-    join->cluster_id = json_string_value(json_object_get(*keep, "cluster_id"));
-    join->cluster_cert = json_string_value(json_object_get(*keep, "cert"));
-    join->cluster_key = json_string_value(json_object_get(*keep, "key"));
-    join->pools = json_incref(json_object_get(*keep, "pools"));
-    return json_string_value(json_object_get(*keep, "phase"));
+    join->introduced = json_is_true(json_object_get(object, "introduced"));
+    join->former_type = json_integer_value(json_object_get(object, "former_type"));
+    join->former_name = json_string_value(json_object_get(object, "former_name"));
+    join->id = (uint64_t)json_integer_value(json_object_get(object, "id"));
+    join->epoch = (uint64_t)json_integer_value(json_object_get(object, "epoch"));
+    join->cluster_id = json_string_value(json_object_get(object, "cluster_id"));
+    join->cluster_cert = json_string_value(json_object_get(object, "cert"));
+    join->cluster_key = json_string_value(json_object_get(object, "key"));
+    join->pools = json_incref(json_object_get(object, "pools"));
+}
+
+static void forget(struct daemon *daemon)
+{
+    struct error err = ERROR_INIT;
+    if (local_state_set(daemon->local, "join", NULL, &err) != STATUS_OK) {
+        log_error("join.state", "error=\"%s\"", err.text);
+    }
 }
 
 /* ---- the exchange of the database ---- */
@@ -342,15 +247,19 @@ static int switch_over(struct daemon *daemon, struct join *join, struct error *e
     int status = STATUS_OK;
     state_close_database(daemon);
     members_forget_channels();
+    crash_point("join:closed");
     if (access(before, F_OK) != 0) { /* else `now` is what this join made already: a voter must never forget its log */
         status = move(now, before, err);
     }
+    crash_point("join:moved");
     if (status == STATUS_OK) {
         status = identity_set_cluster(daemon, join->cluster_cert, join->cluster_key, err);
     }
+    crash_point("join:identity");
     if (status == STATUS_OK) {
         status = cluster_local_state(daemon, join->name, join->cluster_id, join->epoch, join->id, err);
     }
+    crash_point("join:placed");
     if (status == STATUS_OK) {
         state_set_identity(daemon, join->id, true, join->name);
         if (join->view != NULL) {
@@ -358,6 +267,7 @@ static int switch_over(struct daemon *daemon, struct join *join, struct error *e
             view_install(daemon, join->view);
             view_persist(daemon);
         }
+        crash_point("join:view");
         status = state_open_database(daemon, err);
     }
     free(now);
@@ -365,8 +275,8 @@ static int switch_over(struct daemon *daemon, struct join *join, struct error *e
     return status;
 }
 
-/* Back to what the server was. */
-static int switch_back(struct daemon *daemon, struct join *join, struct error *err)
+/* Back to what the server was: repeatable. */
+static int switch_back(struct daemon *daemon, struct error *err)
 {
     char *now = xasprintf("%s/database/global", daemon->dir), *before = xasprintf("%s/database/global.before", daemon->dir);
     state_close_database(daemon);
@@ -374,12 +284,14 @@ static int switch_back(struct daemon *daemon, struct join *join, struct error *e
     int status = STATUS_OK;
     if (access(before, F_OK) == 0) {
         status = dir_remove_all(now, err);
+        crash_point("join:emptied");
         status = status == STATUS_OK ? move(before, now, err) : status;
     }
-    identity_drop_cluster(daemon);
+    crash_point("join:restored");
     if (status == STATUS_OK) {
         status = cluster_local_state(daemon, NULL, NULL, 0, 1, err);
     }
+    identity_drop_cluster(daemon);
     state_set_identity(daemon, 1, false, "");
     view_forget(daemon);
     if (status == STATUS_OK) {
@@ -390,86 +302,203 @@ static int switch_back(struct daemon *daemon, struct join *join, struct error *e
     return status;
 }
 
+/* The former database is nobody's any more; only then the state goes, so that no later join takes it for its own. */
+static int drop_former(struct daemon *daemon, struct error *err)
+{
+    char *before = xasprintf("%s/database/global.before", daemon->dir);
+    int status = dir_remove_all(before, err);
+    free(before);
+    crash_point("join:dropped");
+    return status == STATUS_OK ? local_state_set(daemon->local, "join", NULL, err) : status;
+}
+
+int join_prepare(struct daemon *daemon, struct error *err)
+{
+    json_t *object = load_object(daemon);
+    int status = STATUS_OK;
+    if (in_phase(object, "joined")) {
+        status = drop_former(daemon, err);
+    } else if (in_phase(object, "switching") && !daemon_clustered(daemon)) { /* the exchange had only begun, or was undone */
+        char *now = xasprintf("%s/database/global", daemon->dir), *before = xasprintf("%s/database/global.before", daemon->dir);
+        if (access(before, F_OK) == 0) {
+            status = dir_remove_all(now, err);
+            status = status == STATUS_OK ? move(before, now, err) : status;
+        }
+        free(now);
+        free(before);
+    }
+    json_decref(object);
+    return status;
+}
+
+static int complete_self(struct daemon *daemon, struct join *join, struct error *err)
+{
+    Covey__Internal__V1__CompleteRequest request = COVEY__INTERNAL__V1__COMPLETE_REQUEST__INIT;
+    ProtobufCMessage *response = NULL;
+    request.id = join->id;
+    request.join_id = join->join_id;
+    request.pools = join__pools_message(join, &request.n_pools);
+    int status = call_membership(daemon, join, "Complete", &request.base, &response, JOIN_COMPLETE_MS, err);
+    crash_point("join:completed");
+    if (status == STATUS_OK) {
+        if (join->view == NULL) { /* after a restart the view may still be the standalone server's, of a higher term */
+            view_forget(daemon);
+        }
+        view_install(daemon, ((Covey__Internal__V1__CompleteResponse *)response)->view);
+        view_persist(daemon);
+    }
+    return status;
+}
+
 /* From "switching" on: exchanges the database and completes, or puts everything back. */
 static int finish(struct daemon *daemon, struct join *join, struct error *err)
 {
     int status = switch_over(daemon, join, err);
     if (status == STATUS_OK) {
-        Covey__Internal__V1__CompleteRequest request = COVEY__INTERNAL__V1__COMPLETE_REQUEST__INIT;
-        ProtobufCMessage *response = NULL;
-        request.id = join->id;
-        request.join_id = join->join_id;
-        request.pools = pools_message(join, &request.n_pools);
-        status = call_cluster(daemon, join, "Complete", &request.base, &response, JOIN_COMPLETE_MS, err);
+        status = complete_self(daemon, join, err);
         if (status == STATUS_OK) {
-            view_install(daemon, ((Covey__Internal__V1__CompleteResponse *)response)->view);
-            view_persist(daemon);
-            char *before = xasprintf("%s/database/global.before", daemon->dir);
-            local_state_set(daemon->local, "join", NULL, err);
-            dir_remove_all(before, err);
-            free(before);
+            struct error drop = ERROR_INIT;
+            if (join__save(daemon, join, "joined", &drop) != STATUS_OK || drop_former(daemon, &drop) != STATUS_OK) {
+                log_error("join.former", "error=\"%s\"", drop.text); /* the next start tries again */
+            }
             log_info("join.done", "member=%s id=%" PRIu64, join->name, join->id);
             return STATUS_OK;
         }
         if (worth_repeating(status)) {
-            return error_prefix(err, "Failed to connect to cluster leader"); /* unknown: the next start goes on */
+            return error_prefix(err, "Failed to connect to cluster leader"); /* unknown: goes on in the background and at the next start */
         }
         error_prefix(err, "Failed to join cluster");
     }
     struct error back = ERROR_INIT;
-    abandon_self(daemon, join);
-    if (switch_back(daemon, join, &back) != STATUS_OK) {
+    bool told = abandon_self(daemon, join);
+    if (switch_back(daemon, &back) != STATUS_OK) {
         core_panic(__FILE__, __LINE__, "cannot return to the former database: %s", back.text); /* the next start tries again */
     }
-    local_state_set(daemon->local, "join", NULL, &back);
+    join__unmake_pools(daemon, join);
+    if (told) {
+        forget(daemon);
+    } else if (join__save(daemon, join, "abandoning", &back) != STATUS_OK) {
+        log_error("join.state", "error=\"%s\"", back.text);
+    }
     return status;
 }
 
-static int join_steps(struct daemon *daemon, struct join *join, const Covey__V1__UpdateClusterRequest *request, struct error *err)
+/* ---- the steps ---- */
+
+/* Before the exchange nothing has to be put back here but what this join made. */
+static void undo(struct daemon *daemon, struct join *join, int status)
 {
-    const char *password = !str_empty(request->cluster_token) ? request->cluster_token : request->cluster_password;
-    if (save(daemon, join, "asked", err) != STATUS_OK) {
+    struct error err = ERROR_INIT;
+    join__unmake_pools(daemon, join);
+    bool maybe_known = join->introduced || worth_repeating(status);
+    if (!maybe_known || abandon_self(daemon, join)) {
+        forget(daemon);
+    } else if (join__save(daemon, join, "abandoning", &err) != STATUS_OK) {
+        log_error("join.state", "error=\"%s\"", err.text);
+    }
+}
+
+/* What an earlier attempt still owes: its pools, and telling its cluster. False when the cluster could not be told. */
+static bool settle_earlier(struct daemon *daemon, json_t *object)
+{
+    struct join earlier = {0};
+    arena_init(&earlier.arena);
+    load(&earlier, object);
+    join__unmake_pools(daemon, &earlier);
+    bool told = abandon_self(daemon, &earlier);
+    join_clear(&earlier);
+    return told;
+}
+
+static int count_dropped(struct sql *sql, void *ud, struct error *err)
+{
+    static const char *const tables[] = {"instances", "images", "storage_pools", "profiles", "projects"};
+    struct buf *out = ud;
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
+        char query[64];
+        int64_t count = 0;
+        snprintf(query, sizeof query, "SELECT count(*) FROM %s", tables[i]);
+        if (sql_get_int(sql, &count, err, query, "") != STATUS_OK) {
+            return err->code;
+        }
+        buf_printf(out, "%s%s=%" PRId64, i > 0 ? " " : "", tables[i], count);
+    }
+    return STATUS_OK;
+}
+
+static void log_dropped(struct daemon *daemon)
+{
+    struct buf text = {0};
+    if (daemon_read(daemon, DB_LOCAL, count_dropped, &text, NULL, NULL) == STATUS_OK) {
+        log_info("join.dropped", "%s", text.data); /* this server's own objects, which the cluster's replace */
+    }
+    buf_free(&text);
+}
+
+static int join_steps(struct daemon *daemon, struct join *join, const Covey__V1__UpdateClusterRequest *request, const char *password, struct error *err)
+{
+    json_t *earlier = load_object(daemon);
+    if (earlier != NULL) {
+        settle_earlier(daemon, earlier);
+        json_decref(earlier);
+    }
+    if (join__load_own_pools(daemon, join, err) != STATUS_OK || join__save(daemon, join, "asked", err) != STATUS_OK) {
         return err->code;
     }
-    bool introduced = false;
-    int status = STATUS_OK;
-    if (!str_empty(password)) {
-        status = introduce_self(daemon, join, password, err);
-        introduced = status == STATUS_OK;
-    }
+    crash_point("join:asked");
     Covey__Internal__V1__AcceptResponse *accepted = NULL;
+    int status = introduce_self(daemon, join, password, err);
+    crash_point("join:introduced");
+    status = status == STATUS_OK ? join__save(daemon, join, "asked", err) : status;
+    status = status == STATUS_OK ? join__check_pools(daemon, join, err) : status;
+    status = status == STATUS_OK ? accept_self(daemon, join, &accepted, err) : status;
+    crash_point("join:accepted");
+    status = status == STATUS_OK ? join__make_pools(daemon, join, accepted, request, err) : status;
+    status = status == STATUS_OK ? cert_fingerprint(accepted->cluster_certificate, join->fingerprint, err) : status;
     if (status == STATUS_OK) {
-        status = accept_self(daemon, join, &accepted, err);
-    }
-    if (status == STATUS_OK) {
-        introduced = true;
-        status = make_pools(daemon, join, accepted, request, err);
+        join->id = accepted->id;
+        join->epoch = accepted->epoch;
+        join->cluster_id = accepted->cluster_id;
+        join->cluster_cert = accepted->cluster_certificate;
+        join->cluster_key = accepted->cluster_key;
+        join->view = accepted->view;
+        log_dropped(daemon);
+        events_lifecycle("project-updated", "/1.0/projects/default", "default", join->requestor, NULL, NULL); /* it becomes the cluster's */
+        status = join__save(daemon, join, "switching", err);
     }
     if (status != STATUS_OK) {
-        if (introduced) {
-            abandon_self(daemon, join);
-        }
-        local_state_set(daemon->local, "join", NULL, NULL);
+        undo(daemon, join, status);
         return status;
     }
-    join->id = accepted->id;
-    join->epoch = accepted->epoch;
-    join->cluster_id = accepted->cluster_id;
-    join->cluster_cert = accepted->cluster_certificate;
-    join->cluster_key = accepted->cluster_key;
-    join->view = accepted->view;
-    for (size_t i = 0; accepted->view != NULL && i < accepted->view->n_members; i++) {
-        if (accepted->view->members[i]->state != 1) {
-            add_address(join, accepted->view->members[i]->address);
-        }
-    }
-    if (cert_fingerprint(join->cluster_cert, join->fingerprint, err) != STATUS_OK || save(daemon, join, "switching", err) != STATUS_OK) {
-        return err->code;
-    }
+    crash_point("join:switching");
     return finish(daemon, join, err);
 }
 
 /* ---- the operation ---- */
+
+static int wait_forming(struct error *err)
+{
+    int64_t end = time_mono_ms() + JOIN_FORMING_WAIT_MS;
+    int status;
+    while ((status = forming_begin(err)) != STATUS_OK && time_mono_ms() < end) {
+        usleep(JOIN_PAUSE_MS * 1000);
+    }
+    return status;
+}
+
+static void add_token_addresses(struct join *join, const char *password)
+{
+    struct token_text token = {0};
+    if (token_decode(password, &token) && token.join) {
+        char canonical[300];
+        for (size_t i = 0; token.addresses != NULL && token.addresses[i] != NULL; i++) {
+            if (address_canonical(token.addresses[i], canonical, sizeof canonical, NULL) == STATUS_OK) {
+                add_address(join, canonical);
+            }
+        }
+    }
+    token_text_free(&token);
+}
 
 static int join_run(struct op *op, struct error *err)
 {
@@ -479,29 +508,22 @@ static int join_run(struct op *op, struct error *err)
     if (request == NULL) {
         return err->code;
     }
-    struct join join = {0};
+    const char *password = !str_empty(request->cluster_token) ? request->cluster_token : request->cluster_password;
+    struct join join = {.requestor = op_requestor(op)};
     arena_init(&join.arena);
     uuid_new(join.join_id);
     snprintf(join.name, sizeof join.name, "%s", request->server_name);
     snprintf(join.address, sizeof join.address, "%s", request->server_address);
     add_address(&join, request->cluster_address);
-    struct token_text token = {0};
-    if (token_decode(request->cluster_password, &token) && token.join) {
-        char canonical[300];
-        for (size_t i = 0; token.addresses != NULL && token.addresses[i] != NULL; i++) {
-            if (address_canonical(token.addresses[i], canonical, sizeof canonical, NULL) == STATUS_OK) {
-                add_address(&join, canonical);
-            }
-        }
-    }
-    token_text_free(&token);
+    add_token_addresses(&join, password);
     int status = cert_fingerprint(request->cluster_certificate, join.fingerprint, err);
-    status = status == STATUS_OK ? forming_begin(err) : status; /* two requests at once would exchange the database under each other */
+    status = status == STATUS_OK ? wait_forming(err) : status; /* two requests at once would exchange the database under each other */
     if (status == STATUS_OK) {
-        status = daemon_clustered(daemon) ? error_set(err, STATUS_INVALID_ARGUMENT, "This server is already clustered") : join_steps(daemon, &join, request, err);
+        status = daemon_clustered(daemon) ? error_set(err, STATUS_INVALID_ARGUMENT, "This server is already clustered")
+                                          : join_steps(daemon, &join, request, password, err);
         forming_end();
         struct error later = ERROR_INIT;
-        if (status != STATUS_OK && worth_repeating(status) && join_resume(daemon, &later) != STATUS_OK) { /* the outcome is open: goes on until it is known */
+        if (status != STATUS_OK && join_resume(daemon, &later) != STATUS_OK) { /* what is open goes on until it is settled */
             log_error("join.resume", "error=\"%s\"", later.text);
         }
     }
@@ -578,43 +600,93 @@ int join_start(struct rpc_call *call, const ProtobufCMessage *message, Covey__V1
     return op_create_local(call, &spec, operation, err);
 }
 
-static bool resume_begun; /* set before the thread starts */
+/* ---- after a restart, or when the outcome is open ---- */
+
+static atomic_bool resuming; /* one thread is enough: it looks again */
+
+struct resume {
+    struct daemon *daemon;
+    bool begun; /* `forming` is taken already: before the first request can come */
+};
+
+static void resume_switching(struct daemon *daemon, json_t *object)
+{
+    struct join join = {0};
+    struct error err = ERROR_INIT;
+    arena_init(&join.arena);
+    load(&join, object);
+    log_info("join.resume", "member=%s", join.name);
+    while (worth_repeating(finish(daemon, &join, &err))) {
+        log_warn("join.resume", "error=\"%s\"", err.text);
+        sleep(1);
+    }
+    join_clear(&join);
+}
+
+/* Tells the cluster, between other joins of this server, until it knows or has forgotten the join by itself. */
+static void resume_abandoning(struct daemon *daemon)
+{
+    enum { PAUSE_S = 5 };
+    int64_t end = time_mono_ms() + (int64_t)PENDING_MEMBER_KEEP_S * 1000;
+    for (bool told = false; !told; sleep(PAUSE_S)) {
+        json_t *object = load_object(daemon);
+        if (object == NULL || in_phase(object, "switching") || in_phase(object, "joined")) {
+            json_decref(object);
+            return; /* settled by a later join */
+        }
+        told = settle_earlier(daemon, object);
+        json_decref(object);
+        if (told || time_mono_ms() >= end) {
+            forget(daemon);
+            return;
+        }
+        forming_end();
+        while (forming_begin(NULL) != STATUS_OK) {
+            sleep(1);
+        }
+    }
+}
 
 static void *resume_main(void *ud)
 {
-    struct daemon *daemon = ud;
-    while (!resume_begun && forming_begin(NULL) != STATUS_OK) { /* an interrupted bootstrap that goes on, too: bounded */
+    struct resume *resume = ud;
+    struct daemon *daemon = resume->daemon;
+    while (!resume->begun && forming_begin(NULL) != STATUS_OK) { /* an interrupted bootstrap that goes on, too: bounded */
         usleep(JOIN_PAUSE_MS * 1000);
     }
-    struct join join = {0};
-    json_t *keep = NULL;
-    arena_init(&join.arena);
-    const char *phase = load(daemon, &join, &keep);
-    struct error err = ERROR_INIT;
-    if (phase != NULL && strcmp(phase, "switching") == 0) {
-        log_info("join.resume", "member=%s", join.name);
-        while (worth_repeating(finish(daemon, &join, &err))) {
-            log_warn("join.resume", "error=\"%s\"", err.text);
-            sleep(1);
-        }
-    } else if (phase != NULL) {
-        abandon_self(daemon, &join);
-        local_state_set(daemon->local, "join", NULL, &err);
+    json_t *object = load_object(daemon);
+    if (in_phase(object, "switching")) {
+        resume_switching(daemon, object);
+        json_decref(object);
+        object = load_object(daemon);
     }
-    join_clear(&join);
-    json_decref(keep);
+    if (object != NULL && !in_phase(object, "joined") && !in_phase(object, "switching")) {
+        resume_abandoning(daemon);
+    }
+    json_decref(object);
+    atomic_store(&resuming, false);
     forming_end();
+    free(resume);
     return NULL;
 }
 
 int join_resume(struct daemon *daemon, struct error *err)
 {
-    char *text = local_state_get(daemon->local, "join");
-    bool any = text != NULL;
-    free(text);
+    json_t *object = load_object(daemon);
+    bool any = object != NULL;
+    json_decref(object);
+    if (!any || atomic_exchange(&resuming, true)) {
+        return STATUS_OK;
+    }
+    struct resume *resume = xcalloc(1, sizeof *resume);
+    *resume = (struct resume){daemon, forming_begin(NULL) == STATUS_OK};
     pthread_t thread;
-    resume_begun = any && forming_begin(NULL) == STATUS_OK; /* before the first request can come */
-    if (any && (pthread_create(&thread, NULL, resume_main, daemon) != 0 || pthread_detach(thread) != 0)) {
+    if (pthread_create(&thread, NULL, resume_main, resume) != 0 || pthread_detach(thread) != 0) {
+        if (resume->begun) {
+            forming_end();
+        }
+        atomic_store(&resuming, false);
+        free(resume);
         return error_set(err, STATUS_INTERNAL, "cannot start a thread");
     }
     return STATUS_OK;

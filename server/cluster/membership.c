@@ -1,128 +1,19 @@
-/* The leader's side of joining (covey.internal.v1.Membership): introduce, accept, complete, abandon. Every step may be repeated with the same join id and
- * ends in the same state, so that a joiner or a leader that dies half-way leaves either a member or nothing. Handlers run on agent worker threads. */
+/* The leader's side of joining (covey.internal.v1.Membership): accept and complete; introduce.c has the other two steps. Every step may be repeated with the
+ * same join id and ends in the same state, so that a joiner or a leader that dies half-way leaves either a member or nothing. Handlers run on agent worker
+ * threads. */
 #include "cluster.h"
 
 #include "upgrade.h"
 
-#include "server/auth/tokens.h"
 #include "server/config/keys.h"
 #include "server/daemon/identity.h"
 #include "server/daemon/state.h"
 #include "server/events/events.h"
-#include "server/operations/operations.h"
+#include "server/pools/rules.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- Introduce ---- */
-
-struct introduce {
-    const char *name, *pem, *fingerprint, *secret;
-    bool password_ok;
-    int64_t now_ns;
-    char token_uuid[37];
-};
-
-/* Adds the certificate as a member's; the same one under the same name is fine, a client's is converted. */
-static int trust_member(struct sql *sql, const struct introduce *in, struct error *err)
-{
-    char *name = NULL;
-    int64_t type = 0;
-    int status = sql_get_int(sql, &type, err, "SELECT type FROM certificates WHERE fingerprint = ?1", "s", in->fingerprint);
-    if (status == STATUS_NOT_FOUND) {
-        return sql_exec(sql, err, "INSERT INTO certificates (fingerprint, type, name, certificate) VALUES (?1, 2, ?2, ?3)", "sss", in->fingerprint, in->name, in->pem);
-    }
-    if (status != STATUS_OK || (status = sql_get_text(sql, &name, err, "SELECT name FROM certificates WHERE fingerprint = ?1", "s", in->fingerprint)) != STATUS_OK) {
-        return status;
-    }
-    if (type == 2 && strcmp(name, in->name) != 0) {
-        status = error_set(err, STATUS_FAILED_PRECONDITION, "Existing server certificate with different name \"%s\" already in trust store", name);
-    } else if (type != 2) {
-        status = sql_exec(sql, err, "UPDATE certificates SET type = 2, name = ?2, restricted = 0 WHERE fingerprint = ?1", "ss", in->fingerprint, in->name);
-    }
-    free(name);
-    return status;
-}
-
-static int introduce_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
-{
-    struct introduce *in = ud;
-    in->token_uuid[0] = '\0';
-    if (!str_empty(in->secret)) {
-        struct error refused = ERROR_INIT;
-        char *request = NULL;
-        int status = token_take(sql, TOKEN_JOIN, in->name, in->secret, in->now_ns, in->token_uuid, &request, &refused);
-        free(request);
-        if (status == STATUS_NOT_FOUND) {
-            return error_set(err, STATUS_PERMISSION_DENIED, "No matching cluster join operation found");
-        }
-        if (status == STATUS_FAILED_PRECONDITION) { /* consumed all the same: commit, refuse after */
-            buf_puts(result, "Failed during search for join token operation: Token has expired");
-            return STATUS_OK;
-        }
-        if (status != STATUS_OK) {
-            return error_set(err, refused.code, "%s", refused.text);
-        }
-    } else if (!in->password_ok) {
-        return error_set(err, STATUS_PERMISSION_DENIED, "not authorized");
-    }
-    struct error refused = ERROR_INIT;
-    if (trust_member(sql, in, &refused) != STATUS_OK) { /* a token stays used */
-        if (str_empty(in->secret) || refused.code == STATUS_INTERNAL) {
-            return error_set(err, refused.code, "%s", refused.text);
-        }
-        buf_puts(result, refused.text);
-    }
-    return STATUS_OK;
-}
-
-static int read_password(struct sql *sql, void *ud, struct error *err)
-{
-    int status = sql_get_text(sql, ud, err, "SELECT value FROM config WHERE key = 'core.trust_password'", "");
-    return status == STATUS_NOT_FOUND ? STATUS_OK : status;
-}
-
-static int introduce(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
-{
-    const Covey__Internal__V1__IntroduceRequest *request = (const Covey__Internal__V1__IntroduceRequest *)message;
-    const struct caller *caller = rpc_caller(call);
-    char fingerprint[FINGERPRINT_SIZE];
-    if (cert_check_pem(request->certificate, fingerprint, NULL, err) != STATUS_OK) {
-        return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid certificate");
-    }
-    if (caller->class != CALLER_LOCAL_ADMIN && strcmp(fingerprint, caller->fingerprint) != 0) {
-        return error_set(err, STATUS_PERMISSION_DENIED, "not authorized"); /* only its own: TLS has proved the key */
-    }
-    if (member_name_check(request->name, err) != STATUS_OK) {
-        return err->code;
-    }
-    struct introduce in = {.name = request->name, .pem = request->certificate, .fingerprint = fingerprint, .secret = request->token_secret, .now_ns = time_unix_ns()};
-    if (str_empty(request->token_secret) && !str_empty(request->password)) {
-        char *hash = NULL;
-        if (daemon_read(the_daemon, DB_LINEARIZABLE, read_password, &hash, NULL, err) != STATUS_OK) {
-            return err->code;
-        }
-        in.password_ok = hash != NULL && password_verify(request->password, hash);
-        free(hash);
-    }
-    struct buf refused = {0};
-    bool replayed = false;
-    int status = daemon_write_call(call, "introduce", introduce_write, &in, &refused, &replayed, err);
-    if (status == STATUS_OK && refused.len > 0) {
-        status = error_set(err, STATUS_PERMISSION_DENIED, "%s", refused.data);
-    }
-    buf_free(&refused);
-    if (in.token_uuid[0] != '\0') {
-        op_token_ended(in.token_uuid, OP_SUCCESS);
-    }
-    if (status == STATUS_OK) {
-        view_propagate(the_daemon);
-        Covey__Internal__V1__IntroduceResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
-        covey__internal__v1__introduce_response__init(out);
-        *response = &out->base;
-    }
-    return status;
-}
+#include <unistd.h>
 
 /* ---- Accept ---- */
 
@@ -159,17 +50,6 @@ static int check_versions(struct sql *sql, int64_t schema, int64_t api, struct e
 static int cmp_text(const void *a, const void *b)
 {
     return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-static bool member_specific(const char *key)
-{
-    static const char *const keys[] = {"size", "source", "volatile.initial_source", "zfs.pool_name", "lvm.thinpool_name", "lvm.vg_name"};
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        if (strcmp(key, keys[i]) == 0) {
-            return true;
-        }
-    }
-    return false;
 }
 
 static const char *pool_option(const Covey__Internal__V1__PoolSpec *pool, const char *key)
@@ -241,13 +121,13 @@ static int check_pools(struct sql *sql, struct accept *in, struct error *err)
         size_t count = 0;
         for (size_t k = 0; k < out->pools[i]->n_config && count < 64; k++) {
             char *key = out->pools[i]->config[k]->key;
-            if (!member_specific(key) && !str_eq(pool_option(have, key), out->pools[i]->config[k]->value)) {
+            if (!pool_key_member(key) && !str_eq(pool_option(have, key), out->pools[i]->config[k]->value)) {
                 differ[count++] = key;
             }
         }
         for (size_t k = 0; k < have->n_config && count < 128; k++) {
             char *key = have->config[k]->key;
-            if (!member_specific(key) && !str_empty(have->config[k]->value) && pool_option(out->pools[i], key) == NULL) {
+            if (!pool_key_member(key) && !str_empty(have->config[k]->value) && pool_option(out->pools[i], key) == NULL) {
                 differ[count++] = key;
             }
         }
@@ -389,6 +269,7 @@ static int accept_join(struct rpc_call *call, const ProtobufCMessage *message, P
     int status = daemon_read(the_daemon, DB_LINEARIZABLE, check_read, &in, NULL, err); /* refusals leave no trace */
     if (status == STATUS_OK) {
         status = daemon_write_call(call, "accept", accept_write, &in, NULL, NULL, err);
+        crash_point("lead:accepted");
     }
     if (status == STATUS_OK) {
         status = daemon_read(the_daemon, DB_LINEARIZABLE, accept_read, &in, NULL, err);
@@ -435,7 +316,7 @@ static int complete_pool(struct sql *sql, int64_t node, const Covey__Internal__V
         status = sql_exec(sql, err, "INSERT INTO storage_pools_nodes (storage_pool_id, node_id, state) VALUES (?1, ?2, 1) ON CONFLICT DO UPDATE SET state = 1", "ii", pool, node);
     }
     for (size_t i = 0; i < spec->n_config && status == STATUS_OK; i++) {
-        if (member_specific(spec->config[i]->key)) {
+        if (pool_key_member(spec->config[i]->key)) {
             status = sql_exec(sql, err,
                 "INSERT INTO storage_pools_config (storage_pool_id, node_id, key, value) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET value = excluded.value",
                 "iiss", pool, node, spec->config[i]->key, spec->config[i]->value);
@@ -478,6 +359,16 @@ static int raft_add(struct raft_node *raft, void *ud, struct error *err)
     return raft_node_add(raft, *(uint64_t *)ud, err);
 }
 
+/* A newcomer that reports gets the event of its own coming; one that does not (yet) is a member all the same. */
+static void wait_attached(uint64_t id)
+{
+    enum { ATTACH_WAIT_MS = 3000, ATTACH_POLL_MS = 10 };
+    int64_t end = time_mono_ms() + ATTACH_WAIT_MS;
+    while (!attach_told(id) && daemon_leads(the_daemon) && time_mono_ms() < end) {
+        usleep(ATTACH_POLL_MS * 1000);
+    }
+}
+
 static int complete_join(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__Internal__V1__CompleteRequest *request = (const Covey__Internal__V1__CompleteRequest *)message;
@@ -488,9 +379,11 @@ static int complete_join(struct rpc_call *call, const ProtobufCMessage *message,
     uint64_t id = request->id;
     if (status == STATUS_OK) {
         status = state_with_raft(the_daemon, raft_add, &id, err);
+        crash_point("lead:added");
     }
     if (status == STATUS_OK) {
         status = daemon_write_call(call, "complete", complete_write, &in, NULL, &replayed, err);
+        crash_point("lead:completed");
     }
     if (status == STATUS_OK) {
         struct error later = ERROR_INIT;
@@ -501,6 +394,8 @@ static int complete_join(struct rpc_call *call, const ProtobufCMessage *message,
     }
     membership_unlock();
     if (status == STATUS_OK) {
+        crash_point("lead:roles");
+        wait_attached(id);
         view_propagate(the_daemon);
         const struct view *view = view_get();
         Covey__Internal__V1__CompleteResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
@@ -513,46 +408,6 @@ static int complete_join(struct rpc_call *call, const ProtobufCMessage *message,
             snprintf(source, sizeof source, "/1.0/cluster/members/%s", in.name);
             events_lifecycle("cluster-member-added", source, "default", NULL, NULL, in.name);
         }
-    }
-    return status;
-}
-
-/* ---- Abandon ---- */
-
-struct abandon {
-    const char *join_id, *fingerprint;
-    int64_t id;
-};
-
-static int abandon_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
-{
-    struct abandon *in = ud;
-    int64_t state = 0;
-    int status = sql_get_int(sql, &state, err, "SELECT state FROM nodes WHERE fingerprint = ?1", "s", in->fingerprint);
-    if (status == STATUS_OK && state != 1) {
-        return error_set(err, STATUS_FAILED_PRECONDITION, "The join is complete already");
-    }
-    if (status == STATUS_OK) {
-        sql_get_int(sql, &in->id, NULL, "SELECT id FROM nodes WHERE fingerprint = ?1", "s", in->fingerprint);
-        status = sql_exec(sql, err, "DELETE FROM nodes WHERE fingerprint = ?1 AND state = 1", "s", in->fingerprint);
-    } else if (status == STATUS_NOT_FOUND) {
-        status = STATUS_OK;
-    }
-    return status != STATUS_OK ? status : sql_exec(sql, err, "DELETE FROM certificates WHERE fingerprint = ?1 AND type = 2", "s", in->fingerprint);
-}
-
-static int abandon_join(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
-{
-    const Covey__Internal__V1__AbandonRequest *request = (const Covey__Internal__V1__AbandonRequest *)message;
-    struct abandon in = {.join_id = request->join_id, .fingerprint = rpc_caller(call)->fingerprint};
-    membership_lock();
-    int status = daemon_write_call(call, "abandon", abandon_write, &in, NULL, NULL, err);
-    membership_unlock();
-    if (status == STATUS_OK) {
-        if (in.id > 0) {
-            attach_forget((uint64_t)in.id); /* a Raft entry, if it came that far, goes with the next reconciliation */
-        }
-        view_propagate(the_daemon);
     }
     return status;
 }
@@ -573,12 +428,14 @@ static int who_leads(struct rpc_call *call, const ProtobufCMessage *message, Pro
 }
 
 static struct rpc_binding bindings[] = {
-    {"Introduce", introduce}, {"Accept", accept_join}, {"Complete", complete_join}, {"Abandon", abandon_join}, {"Attach", NULL}, {"WhoLeads", who_leads}, {NULL}, {NULL}, {NULL},
+    {"Accept", accept_join}, {"Complete", complete_join}, {"WhoLeads", who_leads}, {"Attach", NULL}, {"Introduce", NULL}, {"Abandon", NULL}, {NULL}, {NULL}, {NULL},
 };
 
 void membership_bind(void)
 {
-    bindings[4].handler = attach_handler();
+    bindings[3].handler = attach_handler();
+    bindings[4].handler = introduce_handler();
+    bindings[5].handler = abandon_handler();
     certificate_membership_handlers(&bindings[6]);
     rpc_bind("covey.internal.v1.Membership", bindings, sizeof bindings / sizeof *bindings, NULL);
 }

@@ -66,12 +66,14 @@ int identity_init(struct daemon *daemon, struct error *err)
 {
     struct paths server = paths_of(daemon, "server", ""), cluster = paths_of(daemon, "cluster", ""), staged = paths_of(daemon, "cluster", ".staged");
     int status = identity_load_or_create(server.cert, server.key, daemon->hostname, &daemon->server, err);
-    if (status == STATUS_OK && access(cluster.cert, F_OK) == 0) {
+    char *clustered = local_state_get(daemon->local, "clustered");
+    if (status == STATUS_OK && clustered != NULL && access(cluster.cert, F_OK) == 0) {
         status = load_cluster(&cluster, &staged, err);
     }
     if (status == STATUS_OK) {
         paths_unlink(&staged);
     }
+    free(clustered);
     identities.server = &daemon->server;
     paths_free(&server);
     paths_free(&cluster);

@@ -8,7 +8,8 @@ enum {
     CERTIFICATE_GRACE_MS = 60000, /* how long a staged or a former cluster certificate is accepted from peers */
 };
 
-/* Loads server.crt/.key (made at first start) and cluster.crt/.key if they exist; finishes an exchange of the latter that was interrupted. */
+/* Loads server.crt/.key (made at first start) and, on a clustered server, cluster.crt/.key; elsewhere those are another cluster's leftovers. Finishes an
+ * exchange of the latter that was interrupted. Needs local.db. */
 int identity_init(struct daemon *daemon, struct error *err);
 /* Installs a cluster certificate: files, then the listeners. After a crash at any point the files hold the former or the new pair. */
 int identity_set_cluster(struct daemon *daemon, const char *cert_pem, const char *key_pem, struct error *err);

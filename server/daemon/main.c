@@ -87,9 +87,9 @@ static int load_identity(struct daemon *daemon, struct error *err)
 {
     char *id = local_state_get(daemon->local, "member_id"), *clustered = local_state_get(daemon->local, "clustered"), *name = local_state_get(daemon->local, "name");
     state_set_identity(daemon, id != NULL ? strtoull(id, NULL, 10) : 1, clustered != NULL, name != NULL ? name : "");
-    int status = STATUS_OK;
+    int status = join_prepare(daemon, err);
     char *database = xasprintf("%s/database", daemon->dir);
-    if (clustered == NULL && !db_exists(database)) {
+    if (status == STATUS_OK && clustered == NULL && !db_exists(database)) {
         status = db_bootstrap(database, 1, err); /* a standalone server is a cluster of one */
     }
     free(database);
@@ -173,8 +173,8 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     int status = dir_make(daemon->dir, 0711, err);
     status = status == STATUS_OK ? dir_make(database, 0700, err) : status;
     status = status == STATUS_OK ? take_lock(daemon, err) : status;
-    status = status == STATUS_OK ? identity_init(daemon, err) : status;
     status = status == STATUS_OK ? local_db_open(database, &daemon->local, err) : status;
+    status = status == STATUS_OK ? identity_init(daemon, err) : status;
     free(database);
     if (status != STATUS_OK || load_identity(daemon, err) != STATUS_OK) {
         return err->code;

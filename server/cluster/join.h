@@ -1,0 +1,56 @@
+/* Shared by the files of the joiner's side of a join: its state, and calls to the cluster. One thread at a time works on a join (forming_begin). */
+#ifndef COVEY_SERVER_CLUSTER_JOIN_H
+#define COVEY_SERVER_CLUSTER_JOIN_H
+
+#include "cluster.h"
+#include <jansson.h>
+
+enum {
+    JOIN_STEP_MS = 60000,        /* bound of one step towards the cluster */
+    JOIN_COMPLETE_MS = 300000,   /* Complete is repeated this long while nobody answers */
+    JOIN_ABANDON_MS = 5000,      /* one attempt to tell the cluster that the join is off */
+    JOIN_CALL_MS = 25000,
+    JOIN_PAUSE_MS = 200,
+    JOIN_TRUST_MS = 5000,        /* a member may take this long to know that we are trusted */
+    JOIN_FORMING_WAIT_MS = 10000, /* for another join or bootstrap to end */
+    JOIN_ADDRESSES_MAX = 64,
+    JOIN_POOLS_MAX = 64,         /* pools, and keys of one */
+};
+
+struct join {
+    char name[MEMBER_NAME_MAX + 1], address[300], join_id[37];
+    char fingerprint[FINGERPRINT_SIZE]; /* of the cluster certificate */
+    char *addresses[JOIN_ADDRESSES_MAX];
+    size_t address_count;
+    struct arena arena;
+    bool introduced;    /* we are trusted, whether every member knows it or not */
+    int64_t former_type; /* from Introduce, for Abandon */
+    const char *former_name;
+    const struct caller *requestor; /* for events; NULL = unknown */
+    Covey__Internal__V1__PoolSpec **own; /* pools that this server had before */
+    size_t own_count;
+    /* from Accept */
+    uint64_t id, epoch;
+    const char *cluster_id, *cluster_cert, *cluster_key;
+    Covey__Internal__V1__View *view;
+    json_t *pools; /* [{name, driver, config, made}]: made = not there before this join */
+};
+
+/* Calls "service.method" through any member until one answers, at most total_ms. */
+int join__call(struct daemon *daemon, struct join *join, const char *service, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response,
+               int64_t total_ms, struct error *err);
+/* Writes the join's state to the local database under this phase; before the step that it names. */
+int join__save(struct daemon *daemon, struct join *join, const char *phase, struct error *err);
+
+/* ---- join_pools.c ---- */
+int join__load_own_pools(struct daemon *daemon, struct join *join, struct error *err);
+/* Refuses what the cluster has under a name of ours with another driver. */
+int join__check_pools(struct daemon *daemon, struct join *join, struct error *err);
+/* Makes the cluster's pools on this host, with the member-specific keys that the administrator gave. */
+int join__make_pools(struct daemon *daemon, struct join *join, const Covey__Internal__V1__AcceptResponse *accepted, const Covey__V1__UpdateClusterRequest *request,
+                     struct error *err);
+/* Removes those that this join made. */
+void join__unmake_pools(struct daemon *daemon, struct join *join);
+Covey__Internal__V1__PoolSpec **join__pools_message(struct join *join, size_t *count);
+
+#endif
