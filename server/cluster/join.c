@@ -59,7 +59,7 @@ int join__call(struct daemon *daemon, struct join *join, const char *service, co
 {
     char request_id[37];
     uuid_new(request_id);
-    int64_t begin = time_mono_ms(), end = begin + total_ms;
+    int64_t end = time_mono_ms() + total_ms;
     int status = error_set(err, STATUS_UNAVAILABLE, "no cluster member is known");
     for (size_t i = 0; join->address_count > 0; i = (i + 1) % join->address_count) {
         struct rpc_channel *channel = rpc_channel_tls(join->addresses[i], join->fingerprint, NULL, &daemon->server);
@@ -67,7 +67,7 @@ int join__call(struct daemon *daemon, struct join *join, const char *service, co
         status = rpc_unary(channel, service, method, request, response, &join->arena, &options, err);
         rpc_channel_unref(channel);
         int64_t now = time_mono_ms();
-        bool unknown_yet = status == STATUS_PERMISSION_DENIED && join->introduced && now < begin + JOIN_TRUST_MS; /* that member's view is older than our trust */
+        bool unknown_yet = status == STATUS_PERMISSION_DENIED && join->introduced && now < join->known_by_ms; /* that member's view is older than our trust */
         if ((!worth_repeating(status) && !unknown_yet) || now >= end) {
             break;
         }
@@ -97,6 +97,7 @@ static int introduce_self(struct daemon *daemon, struct join *join, const char *
     if (status == STATUS_OK) {
         const Covey__Internal__V1__IntroduceResponse *known = (const Covey__Internal__V1__IntroduceResponse *)response;
         join->introduced = true;
+        join->known_by_ms = time_mono_ms() + JOIN_TRUST_MS;
         join->former_type = known->former_type;
         join->former_name = known->former_name;
         for (size_t i = 0; i < known->n_addresses; i++) {
@@ -212,6 +213,7 @@ static void load(struct join *join, json_t *object)
         add_address(join, json_string_value(address));
     }
     join->introduced = json_is_true(json_object_get(object, "introduced"));
+    join->known_by_ms = time_mono_ms() + JOIN_TRUST_MS;
     join->former_type = json_integer_value(json_object_get(object, "former_type"));
     join->former_name = json_string_value(json_object_get(object, "former_name"));
     join->id = (uint64_t)json_integer_value(json_object_get(object, "id"));

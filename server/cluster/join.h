@@ -23,7 +23,8 @@ struct join {
     char *addresses[JOIN_ADDRESSES_MAX];
     size_t address_count;
     struct arena arena;
-    bool introduced;    /* we are trusted, whether every member knows it or not */
+    bool introduced;       /* we are trusted … */
+    int64_t known_by_ms;   /* … and every member should know it by then (monotonic) */
     int64_t former_type; /* from Introduce, for Abandon */
     const char *former_name;
     const struct caller *requestor; /* for events; NULL = unknown */

@@ -55,15 +55,21 @@ def no_residue(cluster, joiner):
     assert "| 0 " in rows, f"pending rows: {rows}"
 
 
+def client_of(member, *arguments, stdin=""):
+    """A running client, which may lose its daemon."""
+    client = subprocess.Popen([program("covey"), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, env=member.environment())
+    client.stdin.write(stdin)
+    client.stdin.close()
+    return client
+
+
 def run_round(cluster, joiner, victim, point):
     """One join that dies at `point`; returns what became of it."""
     joiner.rest.post("/1.0/profiles", {"name": "mine", "description": "own data"})
-    arm(victim, point)
     document = to_yaml(joiner.join_document(cluster[1], "token"))
-    client = subprocess.Popen([program("covey"), "admin", "init", "--preseed"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, env=joiner.environment())
-    client.stdin.write(document)
-    client.stdin.close()
+    arm(victim, point)
+    client = client_of(joiner, "admin", "init", "--preseed", stdin=document)
     wait_until(lambda: died(victim), 60, f"{victim.name} dies at {point}", every=0.02)
     armed(victim)
     said = client.stdout.read()
@@ -130,7 +136,7 @@ def refused_join_dies_while_it_is_undone():
         joiner = armed(Member(2 + number, f"{cluster.prefix}.{2 + number}"))
         joiner.rest.post("/1.0/profiles", {"name": "mine", "description": "own data"})
         arm(joiner, "join:closed")  # dies with the exchange begun …
-        joiner.join(cluster[1], check=False)
+        client = client_of(joiner, "admin", "init", "--preseed", stdin=to_yaml(joiner.join_document(cluster[1])))
         wait_until(lambda: died(joiner), 60, "death before the exchange")
         cluster[1].admin("sql", "global", "DELETE FROM nodes WHERE state = 1")  # … is forgotten by the cluster meanwhile …
         arm(joiner, f"join:{point}")  # … and dies again while it returns
@@ -140,6 +146,8 @@ def refused_join_dies_while_it_is_undone():
         joiner.start()
         del os.environ["COVEY_TEST_CRASH_AT"]
         wait_until(lambda: settled(cluster, joiner) == "before", SETTLE_SECONDS, f"as before after {point}")
+        client.stdout.read()
+        client.wait(120)
         no_residue(cluster, joiner)
         joiner.join(cluster[1])
         cluster.members.append(joiner)
@@ -157,9 +165,11 @@ def first_member_dies():
         member.rest.patch("/1.0", {"config": {"core.https_address": member.address, "core.trust_password": PASSWORD}})
         member.rest.post("/1.0/profiles", {"name": "mine", "description": "own data"})
         arm(member, f"bootstrap:{point}")
-        member.covey("cluster", "enable", member.name, check=False)
+        client = client_of(member, "cluster", "enable", member.name)
         wait_until(lambda: died(member), 60, f"death at {point}")
         armed(member)
+        client.stdout.read()
+        client.wait(120)
         wait_until(lambda: member.rest.get("/1.0/cluster")["server_name"] == member.name, SETTLE_SECONDS, f"clustered after {point}")
         assert list(member.members()) == [member.name]
         assert member.rest.get("/1.0/profiles/mine")["description"] == "own data"
