@@ -440,9 +440,13 @@ static void log_dropped(struct daemon *daemon)
 static int join_steps(struct daemon *daemon, struct join *join, const Covey__V1__UpdateClusterRequest *request, const char *password, struct error *err)
 {
     json_t *earlier = load_object(daemon);
-    if (earlier != NULL) {
+    bool open = in_phase(earlier, "switching");
+    if (earlier != NULL && !open) {
         settle_earlier(daemon, earlier);
-        json_decref(earlier);
+    }
+    json_decref(earlier);
+    if (open) { /* its outcome decides which database this server has */
+        return error_set(err, STATUS_FAILED_PRECONDITION, "This server is forming or joining a cluster already");
     }
     if (join__load_own_pools(daemon, join, err) != STATUS_OK || join__save(daemon, join, "asked", err) != STATUS_OK) {
         return err->code;
