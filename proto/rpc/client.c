@@ -38,7 +38,7 @@ static struct rpc_channel *channel_new(const char *target, grpc_channel_credenti
         arg_int(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1),
         arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
         arg_int(GRPC_ARG_KEEPALIVE_TIME_MS, pin != NULL ? 10000 : INT_MAX),
-        arg_int(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000),
+        arg_int(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000), /* also how long TCP waits for an acknowledgement: a call to a member that was cut off is asked elsewhere then */
         arg_int(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
     };
     grpc_channel_args list = {sizeof(args) / sizeof(args[0]), args};

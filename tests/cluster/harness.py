@@ -136,6 +136,8 @@ CURRENT = None
 class Member:
     """One daemon. `name` is its member name, `address` what members and clients use."""
 
+    launcher = ()  # words before the daemon's command, e.g. those that enter a network namespace
+
     def __init__(self, index, host, name=None, core_host=None):
         self.test = CURRENT
         self.index = index
@@ -169,7 +171,7 @@ class Member:
         else:
             command = [program("coveyd"), "--dir", self.dir, "--group", "root", "--logfile", self.logfile]
         with open(self.stderr, "ab") as stderr:
-            self.process = subprocess.Popen(command + list(extra), env=self.environment(), stdin=subprocess.DEVNULL,
+            self.process = subprocess.Popen([*self.launcher, *command, *extra], env=self.environment(), stdin=subprocess.DEVNULL,
                                             stdout=stderr, stderr=stderr, start_new_session=True)
         self.expected_down = False
         if wait:
@@ -367,7 +369,7 @@ class Cluster:
     """n started members on 127.0.<k>.1…n, formed into one cluster unless formed=False."""
 
     def __init__(self, count, formed=True, how="password", config=None, split=False):
-        self.prefix = free_network(2 * count + 4)
+        self.prefix = self.network(count)
         self.members = []
         for index in range(1, count + 1):
             self.add(split=split, start=False)
@@ -377,6 +379,13 @@ class Cluster:
             member.wait_ready()
         if formed:
             self.form(how, config)
+
+    def network(self, count):
+        """First three numbers of the members' addresses."""
+        return free_network(2 * count + 4)
+
+    def member(self, index, host, core_host):
+        return Member(index, host, core_host=core_host)
 
     def __getitem__(self, number):
         """cluster[1] is node1."""
@@ -388,7 +397,7 @@ class Cluster:
     def add(self, split=False, start=True):
         index = len(self.members) + 1
         core = f"{self.prefix}.{100 + index}" if split else None
-        member = Member(index, f"{self.prefix}.{index}", core_host=core)
+        member = self.member(index, f"{self.prefix}.{index}", core)
         self.members.append(member)
         return member.start() if start else member
 

@@ -145,6 +145,10 @@ def clean(test_id, record=None, keep=False):
         subprocess.run(["umount", "-l", point], stderr=subprocess.DEVNULL, check=False)
     if points:
         said.append(f"{len(points)} mounts")
+    if os.path.isdir("/run/netns"):
+        for name in os.listdir("/run/netns"):
+            if name.startswith(test_id) and subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL, check=False).returncode == 0:
+                said.append(f"netns {name}")
     folders = []
     for line in _read(record).decode().splitlines() if record else []:
         kind, _, name = line.partition(" ")
