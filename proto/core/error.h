@@ -12,7 +12,7 @@
 enum status { /* values are gRPC's: https://grpc.io/docs/guides/status-codes/ */
     STATUS_OK = 0,
     STATUS_CANCELLED = 1,
-    STATUS_UNKNOWN = 2,             /* the outcome is not known: it may or may not have been done; retry with the same request id */
+    STATUS_UNKNOWN = 2,             /* HTTP 503; the outcome is not known: it may or may not have been done; retry with the same request id */
     STATUS_INVALID_ARGUMENT = 3,    /* HTTP 400 */
     STATUS_DEADLINE_EXCEEDED = 4,   /* HTTP 503 */
     STATUS_NOT_FOUND = 5,           /* HTTP 404 */

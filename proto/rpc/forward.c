@@ -176,11 +176,12 @@ static void run_again(struct task *task)
 static void no_leader(struct rpc_call *call, const struct error *last)
 {
     struct error err;
+    const char *text = strncmp(last->text, "no available leader: ", 21) == 0 ? last->text + 21 : last->text;
 
     if (call->maybe_done)
-        error_set(&err, STATUS_UNKNOWN, "no available leader, and whether the request was carried out is not known: %s", last->text);
+        error_set(&err, STATUS_UNKNOWN, "no available leader, and whether the request was carried out is not known: %s", text);
     else
-        error_set(&err, STATUS_UNAVAILABLE, "no available leader: %s", last->text);
+        error_set(&err, STATUS_UNAVAILABLE, "no available leader: %s", text);
     err.not_leader = last->not_leader;
     err.leader = last->leader;
     server__finish_raw(call, NULL, err.code, &err);
@@ -198,7 +199,8 @@ bool forward__retry(struct rpc_call *call, int status, const struct error *err, 
         return false;
     if (!err->not_leader && !broken && !unknown)
         return false;
-    if (!leader && (method->write || call->attempt > 0)) /* an agent does not remember request ids; and its member is where it is */
+    bool moved = err->not_leader && method->route == RPC_ROUTE_OPERATION; /* nothing was done */
+    if (!leader && !moved && (method->write || call->attempt > 0)) /* an agent does not remember request ids; and its member is where it is */
         return false;
     pthread_mutex_lock(&call->lock);
     bool over = call->finish_wanted || call->done;
@@ -307,6 +309,11 @@ void forward__dispatch(struct rpc_call *call)
     }
     start_routing(call);
     int rc = rpc__policy.route(rpc__policy.ud, call, call->request, call->attempt, call->last_error, &channel, &err);
+    if (rc == STATUS_UNAVAILABLE && call->maybe_done) {
+        no_leader(call, &err);
+        rpc_call_unref(call);
+        return;
+    }
     if (rc != STATUS_OK) {
         server__fail(call, rc, &err);
         return;

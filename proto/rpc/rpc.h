@@ -57,6 +57,7 @@ void rpc_call_unref(struct rpc_call *call);
 const struct method *rpc_call_method(const struct rpc_call *call);
 int64_t rpc_call_deadline_left_ms(const struct rpc_call *call); /* INT64_MAX when none */
 bool rpc_call_cancelled(const struct rpc_call *call);
+int64_t rpc_call_search_left_ms(const struct rpc_call *call); /* what is left of the time for finding a leader; policy.route only */
 unsigned rpc_call_forwarded(const struct rpc_call *call); /* how many members passed it on before this one */
 bool rpc_call_confirmed(const struct rpc_call *call); /* policy.confirm proved leadership after this call arrived */
 /* Runs once, on any thread, when the peer cancelled, the connection broke or the call ended; at once if that has happened. */

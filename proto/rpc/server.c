@@ -222,6 +222,12 @@ static bool confirms(const struct method *method)
     return method->route == RPC_ROUTE_LEADER && !method->write && !method->client_streaming && rpc__policy.confirm != NULL && !rpc__is_grpc_service(method);
 }
 
+int64_t rpc_call_search_left_ms(const struct rpc_call *call)
+{
+    int64_t left = call->route_until_ms - time_mono_ms();
+    return left > 0 ? left : 0;
+}
+
 unsigned rpc_call_forwarded(const struct rpc_call *call) { return call->forwarded; }
 bool rpc_call_confirmed(const struct rpc_call *call) { return call->confirmed; }
 

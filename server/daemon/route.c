@@ -56,7 +56,7 @@ static int wait_leader(struct daemon *daemon, struct rpc_call *call, const struc
         /* The member that got the call first does the searching and can wait through an election; members that pass it round to each other cannot. */
         return error_not_leader(err, daemon_leader_id(daemon));
     }
-    int64_t left = rpc_call_deadline_left_ms(call), end = time_mono_ms() + (left < LEADER_WAIT_MS ? left : LEADER_WAIT_MS);
+    int64_t left = rpc_call_search_left_ms(call), end = time_mono_ms() + (left < LEADER_WAIT_MS ? left : LEADER_WAIT_MS); /* all attempts together */
     uint64_t self = daemon_id(daemon);
     for (unsigned seen = 0; !rpc_call_cancelled(call);) {
         if (daemon_leads(daemon)) {

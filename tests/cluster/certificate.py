@@ -60,7 +60,7 @@ def members_talk(cluster, name):
 
 
 @test(120)
-def replaced_everywhere():
+def certificate_replaced_everywhere():
     """§18.43: another pair is in the files of all members, is presented by all, and members go on talking; running connections too."""
     cluster = Cluster(3)
     pair = make_pair("second")
@@ -91,7 +91,7 @@ def replaced_everywhere():
 
 
 @test(90)
-def pairs_are_checked_first():
+def certificate_is_checked_first():
     """Bad pairs and servers without a cluster are refused with the texts of LXD before anything changes; doubled newlines are fine."""
     needs_covey("its refusals carry formatting garbage, and it takes a pair that does not match")
     cluster = Cluster(2)
@@ -116,7 +116,7 @@ def pairs_are_checked_first():
 
 
 @test(90)
-def refused_when_one_is_down():
+def certificate_refused_when_one_is_down():
     """§18.44: one of three members down: refused, the old pair everywhere, the members still talk."""
     needs_covey("5.0 stops half-way")
     cluster = Cluster(3)
@@ -148,7 +148,7 @@ def change_row(member, pair):
 
 
 @test(120)
-def member_was_away():
+def certificate_changed_while_away():
     """A member that was away while the certificate changed comes back by its peers' server certificates and then holds the new files; also
     when those that have the new pair need its vote."""
     needs_covey("5.0 loses it")
@@ -181,7 +181,7 @@ def member_was_away():
 
 
 @test(150)
-def killed_in_the_middle():
+def certificate_change_killed_halfway():
     """The leader or another member dies at some point of the change: afterwards all hold the same pair, the former or the new one."""
     needs_covey("5.0 stops half-way")
     seed = int(os.environ.get("COVEY_SEED", random.randrange(1 << 30)))
