@@ -82,7 +82,8 @@ bool address_wildcard(const char *canonical)
     if (!split(canonical, host, port)) {
         return false;
     }
-    return host[0] == '\0' || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0;
+    struct in6_addr v6;
+    return host[0] == '\0' || strcmp(host, "0.0.0.0") == 0 || (inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_UNSPECIFIED(&v6));
 }
 
 static bool same_ip(const struct addrinfo *a, const struct addrinfo *b)

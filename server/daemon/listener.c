@@ -248,7 +248,14 @@ static void *listener_main(void *ud)
 
 /* ---- configuration ---- */
 
-static int bind_one(const char *address, int *out, char *reason, size_t size)
+struct binding {
+    struct addrinfo *found; /* what a name resolves to */
+    const char *address;
+    char reason[400];
+    bool in_use;
+};
+
+static int resolve(const char *address, struct addrinfo **out)
 {
     char host[300];
     snprintf(host, sizeof host, "%s", address);
@@ -259,38 +266,80 @@ static int bind_one(const char *address, int *out, char *reason, size_t size)
         name++;
         name[strcspn(name, "]")] = '\0';
     }
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found = NULL;
-    int rc = getaddrinfo(*name != '\0' ? name : NULL, port, &hints, &found);
-    if (rc != 0) {
-        snprintf(reason, size, "%s", gai_strerror(rc));
-        return -1;
-    }
-    int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), one = 1, zero = 0;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
+    return getaddrinfo(*name != '\0' ? name : NULL, port, &hints, out);
+}
+
+static int bind_one(const struct addrinfo *to, struct binding *binding)
+{
+    int fd = socket(to->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), one = 1, zero = 0;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (found->ai_family == AF_INET6) {
+    if (to->ai_family == AF_INET6) {
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero); /* [::] takes IPv4 too */
     }
-    if (fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
-        snprintf(reason, size, "listen tcp %s: bind: %s", address, strerrordesc_np(errno));
+    if (fd < 0 || bind(fd, to->ai_addr, to->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
+        snprintf(binding->reason, sizeof binding->reason, "listen tcp %s: bind: %s", binding->address, strerrordesc_np(errno));
+        binding->in_use = binding->in_use || errno == EADDRINUSE;
         if (fd >= 0) {
             close(fd);
         }
         fd = -1;
     }
-    freeaddrinfo(found);
-    *out = fd;
-    return fd >= 0 ? 0 : -1;
+    return fd;
 }
 
-static struct listening *listening_open(const char *address, const char *what, struct error *err)
+static bool same_address(const struct addrinfo *a, const struct addrinfo *list)
 {
-    char reason[400] = "";
-    int fd = -1;
-    for (int i = 0; i < BIND_TRIES && bind_one(address, &fd, reason, sizeof reason) != 0; i++) {
+    for (; list != NULL; list = list->ai_next) {
+        if (a->ai_addrlen == list->ai_addrlen && memcmp(a->ai_addr, list->ai_addr, a->ai_addrlen) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Binds what `address` resolves to: a name may stand for several members, so the first that is this host's; before others one that `covering` resolves to,
+ * since a socket that is to serve two addresses must be at both. -1 and a reason in binding. */
+static int bind_any(const char *address, const char *covering, struct binding *binding)
+{
+    struct addrinfo *found = NULL, *wanted = NULL;
+    *binding = (struct binding){.address = address};
+    int rc = resolve(address, &found), fd = -1;
+    if (rc != 0) {
+        snprintf(binding->reason, sizeof binding->reason, "listen tcp: lookup %s: %s", address, gai_strerror(rc));
+        return -1;
+    }
+    if (covering[0] != '\0' && resolve(covering, &wanted) != 0) {
+        wanted = NULL;
+    }
+    for (int pass = 0; pass < 2 && fd < 0; pass++) {
+        for (const struct addrinfo *one = found; one != NULL && fd < 0; one = one->ai_next) {
+            if (same_address(one, wanted) == (pass == 0)) {
+                fd = bind_one(one, binding);
+            }
+        }
+    }
+    freeaddrinfo(found);
+    if (wanted != NULL) {
+        freeaddrinfo(wanted);
+    }
+    return fd;
+}
+
+/* *in_use (may be NULL): somebody has the address, perhaps a socket of our own that is to be replaced. */
+static struct listening *listening_open(const char *address, const char *covering, const char *what, int tries, bool *in_use, struct error *err)
+{
+    struct binding binding = {0};
+    int fd = bind_any(address, covering, &binding);
+    for (int i = 1; fd < 0 && i < tries; i++) {
         usleep(100000);
+        fd = bind_any(address, covering, &binding);
+    }
+    if (in_use != NULL) {
+        *in_use = fd < 0 && binding.in_use;
     }
     if (fd < 0) {
-        error_set(err, STATUS_INTERNAL, "Cannot listen on %s HTTPS socket \"%s\": %s", what, address, reason);
+        error_set(err, STATUS_INTERNAL, "Cannot listen on %s HTTPS socket \"%s\": %s", what, address, binding.reason);
         return NULL;
     }
     struct listening *listening = xcalloc(1, sizeof *listening);
@@ -310,66 +359,103 @@ static void listening_close(struct listening *listening)
     }
 }
 
-/* Puts a bound socket in place and into the epoll set. */
-static int listening_install(int slot, struct listening *listening, struct error *err)
+/* Puts bound sockets in the places of the present ones and into the epoll set. A present socket that is in `made` too, in whatever place, goes on. */
+static int listening_install(struct listening *const made[2], struct error *err)
 {
-    pthread_mutex_lock(&listener.lock);
-    listener.listening[slot] = listening;
-    bool ok = listening == NULL || watch(&listening->watched, EPOLLIN);
-    pthread_mutex_unlock(&listener.lock);
-    return ok ? STATUS_OK : error_set(err, STATUS_INTERNAL, "cannot watch the socket of \"%s\"", listening->address);
-}
-
-/* Closes what `wanted` does not name; what remains is moved to the place where it is wanted. */
-static void listening_keep(const char *const wanted[2])
-{
-    struct listening *kept[2] = {NULL, NULL};
+    bool ok = true;
     pthread_mutex_lock(&listener.lock);
     for (int i = 0; i < 2; i++) {
         struct listening *now = listener.listening[i];
-        if (now == NULL) {
-            continue;
-        }
-        int slot = strcmp(now->address, wanted[0]) == 0 ? 0 : strcmp(now->address, wanted[1]) == 0 ? 1 : -1;
-        if (slot >= 0 && kept[slot] == NULL) {
-            kept[slot] = now;
-        } else {
+        if (now != NULL && now != made[0] && now != made[1]) {
             listening_close(now);
         }
     }
-    memcpy(listener.listening, kept, sizeof kept);
+    for (int i = 0; i < 2; i++) {
+        bool fresh = made[i] != NULL && made[i] != listener.listening[0] && made[i] != listener.listening[1];
+        ok = ok && (!fresh || watch(&made[i]->watched, EPOLLIN));
+    }
+    memcpy(listener.listening, made, sizeof listener.listening);
     pthread_mutex_unlock(&listener.lock);
+    return ok ? STATUS_OK : error_set(err, STATUS_INTERNAL, "cannot watch a listening socket: %s", strerrordesc_np(errno));
 }
 
-/* Binds what is wanted and not there yet. */
-static int listening_add(const char *const wanted[2], struct error *err)
+/* The port is the text after the last colon. */
+static bool same_port(const char *a, const char *b)
 {
-    static const char *const what[2] = {"network", "cluster"};
+    return strcmp(strrchr(a, ':'), strrchr(b, ':')) == 0;
+}
+
+/* Closes present sockets that are not wanted and stand in the way of `address`. */
+static void make_way(const char *const wanted[2], const char *address)
+{
+    struct listening *kept[2] = {listener.listening[0], listener.listening[1]};
+    bool any = false;
     for (int i = 0; i < 2; i++) {
-        if (wanted[i][0] == '\0' || listener.listening[i] != NULL) {
-            continue;
-        }
-        struct listening *made = listening_open(wanted[i], what[i], err);
-        if (made == NULL || listening_install(i, made, err) != STATUS_OK) {
-            return err != NULL ? (int)err->code : STATUS_INTERNAL;
+        if (kept[i] != NULL && strcmp(kept[i]->address, wanted[0]) != 0 && strcmp(kept[i]->address, wanted[1]) != 0 && same_port(kept[i]->address, address)) {
+            kept[i] = NULL;
+            any = true;
         }
     }
-    return STATUS_OK;
+    if (any) {
+        struct error err = ERROR_INIT;
+        covey_assert(listening_install(kept, &err) == STATUS_OK); /* nothing new is watched */
+    }
+}
+
+/* Binds what is wanted and not there yet, then closes the rest. Present sockets stay until the new ones are bound, but one in whose place a new one comes
+ * (a wildcard on its port). With `changing`. */
+static int listening_exchange(const char *const wanted[2], const char *cluster, struct error *err)
+{
+    static const char *const what[2] = {"network", "cluster"};
+    struct listening *made[2] = {NULL, NULL};
+    int status = STATUS_OK;
+    for (int i = 0; i < 2; i++) {
+        for (int j = 0; j < 2 && made[i] == NULL && wanted[i][0] != '\0'; j++) {
+            struct listening *now = listener.listening[j];
+            made[i] = now != NULL && strcmp(now->address, wanted[i]) == 0 && (i == 0 || now != made[0]) ? now : NULL;
+        }
+    }
+    for (int i = 0; i < 2 && status == STATUS_OK; i++) {
+        if (wanted[i][0] == '\0' || made[i] != NULL) {
+            continue;
+        }
+        bool in_use = false;
+        made[i] = listening_open(wanted[i], cluster, what[i], 1, &in_use, err);
+        if (made[i] == NULL) {
+            if (in_use) {
+                make_way(wanted, wanted[i]);
+            }
+            made[i] = listening_open(wanted[i], cluster, what[i], BIND_TRIES, NULL, err);
+        }
+        status = made[i] != NULL ? STATUS_OK : (int)err->code;
+    }
+    if (status == STATUS_OK) {
+        return listening_install(made, err);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (made[i] != NULL && made[i] != listener.listening[0] && made[i] != listener.listening[1]) {
+            close(made[i]->watched.fd);
+            free(made[i]);
+        }
+    }
+    return status;
 }
 
 int listener_set(struct daemon *daemon, const char *core, const char *cluster, struct error *err)
 {
     /* At most two sockets: core, and cluster unless core covers it. */
     const char *wanted[2] = {core, cluster[0] != '\0' && core[0] != '\0' && address_covered(cluster, core) ? "" : cluster};
-    char before[2][300] = {"", ""};
+    char before[2][300] = {"", ""}, before_cluster[300];
+    struct error local = ERROR_INIT;
+    err = err != NULL ? err : &local;
     pthread_mutex_lock(&listener.changing);
     for (int i = 0; i < 2; i++) { /* written with `changing` only */
         if (listener.listening[i] != NULL) {
             snprintf(before[i], sizeof before[i], "%s", listener.listening[i]->address);
         }
     }
-    listening_keep(wanted); /* a wildcard takes the place of a socket on the same port: that one must go first */
-    int status = listening_add(wanted, err);
+    snprintf(before_cluster, sizeof before_cluster, "%s", listener.cluster);
+    int status = listening_exchange(wanted, cluster, err);
     if (status == STATUS_OK) {
         pthread_mutex_lock(&listener.lock);
         snprintf(listener.core, sizeof listener.core, "%s", core);
@@ -378,8 +464,7 @@ int listener_set(struct daemon *daemon, const char *core, const char *cluster, s
     } else { /* put the former ones back */
         const char *former[2] = {before[0], before[1]};
         struct error again = ERROR_INIT;
-        listening_keep(former);
-        if (listening_add(former, &again) != STATUS_OK) {
+        if (listening_exchange(former, before_cluster, &again) != STATUS_OK) {
             log_error("listener.restore", "error=\"%s\"", again.text);
         }
     }

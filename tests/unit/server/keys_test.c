@@ -48,6 +48,8 @@ static void wildcards_cover_their_port(void **state)
     assert_true(address_wildcard(":8443"));
     assert_true(address_wildcard("0.0.0.0:1"));
     assert_true(address_wildcard("[::]:8443"));
+    assert_true(address_wildcard("[0:0::0]:8443"));
+    assert_false(address_wildcard("[::1]:8443"));
     assert_false(address_wildcard("10.0.0.1:8443"));
     assert_true(address_covered("10.0.0.1:8443", "10.0.0.1:8443"));
     assert_true(address_covered("10.0.0.1:8443", ":8443"));
