@@ -122,7 +122,7 @@ int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request,
 struct rpc_channel *route_now(void *ud, struct rpc_call *call)
 {
     struct daemon *daemon = ud;
-    if (daemon_phase() != DAEMON_READY || daemon_leads(daemon)) { /* route_call() asks gate() */
+    if (daemon_phase() != DAEMON_READY || daemon_leads(daemon) || rpc_call_forwarded(call) > 0) { /* route_call() asks gate(), and tells who passed the call on */
         return NULL;
     }
     uint64_t leader = daemon_leader_id(daemon);
