@@ -4,7 +4,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -241,20 +240,6 @@ int run_admin_cluster_show(struct cli *cli, struct error *err)
 int run_admin_not_implemented(struct cli *cli, struct error *err)
 {
     return error_set(err, STATUS_UNIMPLEMENTED, "not implemented: %s", cli->command->path);
-}
-
-int run_admin_activateifneeded(struct cli *cli, struct error *err)
-{
-    if (geteuid() != 0)
-        return error_set(err, STATUS_PERMISSION_DENIED, "This must be run as root");
-    char *path = xasprintf("%s/database/local.db", cli_state_dir(cli));
-    struct stat info;
-    bool used = stat(path, &info) == 0;
-    free(path);
-    if (!used)
-        return STATUS_OK; /* never started: nothing to activate for */
-    struct covey_client *client;
-    return cli_local(cli, &client, err); /* the connection starts a socket-activated daemon */
 }
 
 /* ---- lxd without a command: the daemon ---- */

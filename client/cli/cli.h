@@ -159,6 +159,7 @@ int join_complete(json_t *cluster, struct error *err); /* token -> name, address
 char *address_canonical(const char *address);
 int init_interactive(struct cli *cli, struct covey_client *client, struct error *err);
 /* sqlite on the stopped member's file */
+int stopped_database_query(const char *dir, const char *file, const char *query, json_t **reply, struct error *err); /* a file below database/ */
 int local_database_query(const char *dir, const char *query, json_t **reply, struct error *err);
 
 /* ---- cluster.c ---- */

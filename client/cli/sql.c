@@ -100,8 +100,13 @@ static json_t *sqlite_value(sqlite3_stmt *statement, int column)
 
 int local_database_query(const char *dir, const char *query, json_t **reply, struct error *err)
 {
+    return stopped_database_query(dir, "local.db", query, reply, err);
+}
+
+int stopped_database_query(const char *dir, const char *file, const char *query, json_t **reply, struct error *err)
+{
     *reply = NULL;
-    char *path = xasprintf("%s/database/local.db", dir);
+    char *path = xasprintf("%s/database/%s", dir, file);
     sqlite3 *db = NULL;
     sqlite3_stmt *statement = NULL;
     int code = sqlite3_open_v2(path, &db, SQLITE_OPEN_READONLY, NULL);

@@ -56,6 +56,8 @@ static struct {
     size_t pending_count;
     bool pending_all;
     bool wake;
+    struct attach_halted halted[ATTACH_HALTED_MAX]; /* not taken yet; more are forgotten */
+    size_t halted_count;
 } attach = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static void until(struct timespec *ts, int64_t ms)
@@ -99,12 +101,41 @@ static void instances_clear(struct peer *peer)
     }
 }
 
+enum { CODE_STOPPED = 102, CODE_RUNNING = 103, CODE_FROZEN = 110 };
+
+/* Under attach.lock. An instance that ran has stopped, as its running member says: somebody may want to know why. */
+static void note_halt(const struct peer *peer, const struct instance_entry *before, const Covey__Internal__V1__InstanceStatus *now)
+{
+    bool ran = before != NULL && (before->status == CODE_RUNNING || before->status == CODE_FROZEN);
+    bool halts = now->status_code == 0 || now->status_code == CODE_STOPPED;
+    bool stopping = peer->stopping || (peer->id == daemon_id(attach.daemon) && daemon_phase() == DAEMON_STOPPING);
+    if (!ran || !halts || stopping || attach.halted_count == ATTACH_HALTED_MAX) {
+        return;
+    }
+    struct attach_halted *halted = &attach.halted[attach.halted_count++];
+    snprintf(halted->project, sizeof halted->project, "%s", now->project);
+    snprintf(halted->name, sizeof halted->name, "%s", now->name);
+}
+
+size_t attach_take_halted(struct attach_halted *out)
+{
+    pthread_mutex_lock(&attach.lock);
+    size_t count = attach.halted_count;
+    if (count > 0) {
+        memcpy(out, attach.halted, count * sizeof *out);
+    }
+    attach.halted_count = 0;
+    pthread_mutex_unlock(&attach.lock);
+    return count;
+}
+
 static void instance_put(struct peer *peer, const Covey__Internal__V1__InstanceStatus *status)
 {
     char key[512];
     snprintf(key, sizeof key, "%s/%s", status->project, status->name);
     struct instance_entry *entry = NULL;
     HASH_FIND_STR(peer->instances, key, entry);
+    note_halt(peer, entry, status);
     if (status->status_code == 0) { /* gone from the host */
         if (entry != NULL) {
             HASH_DEL(peer->instances, entry);

@@ -51,6 +51,12 @@ void attach_wait_view(uint64_t revision, int64_t ms);
 void attach_forget(uint64_t member);
 /* host.status_changed */
 void attach_instance_changed(void *ud, const Covey__Internal__V1__InstanceStatus *status);
+/* Instances that stopped while they were watched, since the last time; on the leader. Those of a member that is stopping itself are none. */
+enum { ATTACH_HALTED_MAX = 256 };
+struct attach_halted {
+    char project[256], name[64];
+};
+size_t attach_take_halted(struct attach_halted *out); /* room for ATTACH_HALTED_MAX */
 bool attach_member_stopping(uint64_t member);
 struct level_claim;
 bool attach_claim(uint64_t member, struct level_claim *out); /* what an attached member announces (leader) */

@@ -3,24 +3,16 @@
 
 #include "server/cluster/cluster.h"
 #include "state.h"
+#include "stopping.h"
 #include "covey/internal/v1/admin.pb-c.h"
 #include <ctype.h>
 #include <inttypes.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { SQL_ROWS_MAX = 100000, SQL_STATEMENTS_MAX = 1000 };
-
-static atomic_bool shutdown_wanted, shutdown_keep;
-
-bool admin_shutdown_wanted(bool *keep_instances)
-{
-    *keep_instances = atomic_load(&shutdown_keep);
-    return atomic_load(&shutdown_wanted);
-}
 
 static int ready(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
@@ -32,10 +24,9 @@ static int ready(struct rpc_call *call, const ProtobufCMessage *message, Protobu
 static int shutdown_daemon(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__Internal__V1__ShutdownRequest *request = (const Covey__Internal__V1__ShutdownRequest *)message;
-    if (atomic_exchange(&shutdown_wanted, true)) {
-        return error_set(err, STATUS_FAILED_PRECONDITION, "Shutdown already in progress");
+    if (stop_ask(request->force, request->keep_instances, err) != STATUS_OK) {
+        return err->code;
     }
-    atomic_store(&shutdown_keep, (bool)request->keep_instances);
     Covey__Internal__V1__ShutdownResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
     covey__internal__v1__shutdown_response__init(out);
     out->pid = getpid();

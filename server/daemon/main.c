@@ -8,6 +8,7 @@
 #include "server/operations/operations.h"
 #include "server/services.h"
 #include "state.h"
+#include "stopping.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -226,15 +227,18 @@ static int wait_ready(struct daemon *daemon, sigset_t *signals, struct error *er
     }
 }
 
-static void stop(struct daemon *daemon)
+static void stop(struct daemon *daemon, int signal)
 {
-    bool keep = true, asked = admin_shutdown_wanted(&keep);
+    struct stop_manner how = stop_manner(signal);
     daemon_set_phase(DAEMON_STOPPING);
-    log_info("daemon.stopping", "instances=%s", asked && !keep ? "stop" : "keep");
-    if (asked && !keep) {
+    log_info("daemon.stopping", "instances=%s wait=%d", how.instances ? "stop" : "keep", how.wait);
+    handover(daemon);
+    if (how.wait) {
+        stop_wait(daemon);
+    }
+    if (how.instances) {
         instances_stop_all(daemon);
     }
-    handover(daemon);
     gateway_stop();
     upgrade_stop();
     attach_stop();
@@ -294,8 +298,8 @@ int main(int argc, char **argv)
         daemon_set_phase(DAEMON_READY);
         log_info("daemon.ready", "id=%llu ms=%lld", (unsigned long long)daemon_id(the_daemon), (long long)(time_mono_ms() - the_daemon->started_ms));
         instances_autostart(the_daemon);
-        for (int signal = SIGHUP; signal == SIGHUP;) {
-            if (sigwait(&signals, &signal) != 0) {
+        for (ended = SIGHUP; ended == SIGHUP;) {
+            if (sigwait(&signals, &ended) != 0) {
                 break;
             }
         }
@@ -304,6 +308,6 @@ int main(int argc, char **argv)
         log_error("daemon.start", "error=\"%s\"", err.text);
         fprintf(stderr, "coveyd: %s\n", err.text);
     }
-    stop(the_daemon);
+    stop(the_daemon, ended);
     return ended < 0 ? 1 : 0;
 }

@@ -5,6 +5,7 @@
 #include "server/cluster/cluster.h"
 #include "server/operations/operations.h"
 #include "state.h"
+#include "stopping.h"
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -169,5 +170,9 @@ bool confirm_call(void *ud, struct rpc_call *call, void (*done)(struct rpc_call 
 int admit_call(void *ud, struct rpc_call *call, struct error *err)
 {
     db_thread_confirmed(rpc_call_confirmed(call));
-    return gate(call, err);
+    int status = gate(call, err);
+    if (status == STATUS_OK) {
+        stop_count(call);
+    }
+    return status;
 }

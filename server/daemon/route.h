@@ -24,8 +24,6 @@ int admit_call(void *ud, struct rpc_call *call, struct error *err);
 
 /* admin.c */
 void admin_bind(void);
-/* Set when a client asked for shutdown: stop all instances too. */
-bool admin_shutdown_wanted(bool *keep_instances);
 
 /* gateway.c: the supervised gateway process */
 int gateway_start(struct daemon *daemon, struct error *err);

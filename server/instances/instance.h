@@ -21,6 +21,8 @@ enum {
     INSTANCE_CREATE_MS = 1800000,    /* unpacking, fetching an image */
     INSTANCE_DELETE_MS = 600000,
     INSTANCE_BULK_PARALLEL = 8,      /* state changes of one bulk operation at a time */
+    INSTANCE_PATIENT_MS = 3000,      /* a stop without time limit is waited for on its member so long, then here, where it costs no worker of the agent */
+    INSTANCE_PATIENT_POLL_MS = 200,
     INSTANCE_SWEEP_MS = 5000,
     NAME_TRIES_MAX = 32,             /* made-up names, MAC addresses */
 };
@@ -31,6 +33,7 @@ enum instance_phase { PHASE_CREATED = 0, PHASE_CREATING = 1, PHASE_DELETING = 2 
 enum instance_kind { /* numbers of operation kinds: stored, never reused */
     KIND_CREATE = 20, KIND_START = 21, KIND_STOP = 22, KIND_RESTART = 23, KIND_FREEZE = 24, KIND_UNFREEZE = 25, KIND_UPDATE = 26, KIND_DELETE = 28,
     KIND_EXEC = 29, KIND_EXEC_TASK = 30, KIND_ALL_START = 31, KIND_ALL_STOP = 32, KIND_ALL_RESTART = 33, KIND_ALL_FREEZE = 34, KIND_ALL_UNFREEZE = 35,
+    KIND_STOP_PATIENT = 60, KIND_RESTART_PATIENT = 61, KIND_ALL_STOP_PATIENT = 62, KIND_ALL_RESTART_PATIENT = 63,
 };
 
 struct instance {

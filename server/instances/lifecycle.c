@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { ARG_PROJECT, ARG_NAME, ARG_ACTION, ARG_FORCE, ARG_TIMEOUT, ARG_WAS, ARG_COUNT };
 static const char *const actions[] = {"start", "stop", "restart", "freeze", "unfreeze"};
@@ -85,7 +86,33 @@ static int do_start(struct op *op, const struct instance *instance, const Covey_
     return status == STATUS_OK ? step(op, "started", write_started, &in, instance->id, err) : status;
 }
 
-static int do_stop(const struct change *change, const struct instance *instance, Covey__Internal__V1__InstanceSpec *spec, struct arena *arena, struct error *err)
+/* Without a time limit: until the instance is gone, somebody cancels, or another member leads and does this again. */
+static int wait_patiently(struct op *op, const struct instance *instance, int64_t first_pid, struct error *err)
+{
+    for (;;) {
+        int64_t pid = 0, code = instance_status(the_daemon, instance->member, instance->project, instance->name, &pid);
+        if (op_cancelled(op)) {
+            return error_set(err, STATUS_CANCELLED, "The stop was cancelled");
+        }
+        if (!daemon_leads(the_daemon)) {
+            return error_not_leader(err, daemon_leader_id(the_daemon));
+        }
+        if (code == CODE_STOPPED) {
+            return STATUS_OK;
+        }
+        if (pid > 0 && first_pid > 0 && pid != first_pid) {
+            return error_set(err, STATUS_FAILED_PRECONDITION, "The instance restarted instead of stopping");
+        }
+        usleep(INSTANCE_PATIENT_POLL_MS * 1000);
+    }
+}
+
+static bool is_patient(const struct change *change)
+{
+    return !change->force && change->timeout_s < 0 && (strcmp(change->action, "stop") == 0 || strcmp(change->action, "restart") == 0);
+}
+
+static int do_stop(struct op *op, const struct change *change, const struct instance *instance, Covey__Internal__V1__InstanceSpec *spec, struct arena *arena, struct error *err)
 {
     if (change->was == CODE_STOPPED && instance_live_status(instance, spec, arena) == CODE_STOPPED) {
         return error_set(err, STATUS_FAILED_PRECONDITION, "The instance is already stopped");
@@ -94,9 +121,13 @@ static int do_stop(const struct change *change, const struct instance *instance,
     ProtobufCMessage *answer = NULL;
     request.spec = spec;
     request.force = change->force || change->timeout_s == 0;
-    request.timeout_ms = change->timeout_s < 0 ? -1 : change->timeout_s * 1000;
-    int64_t wait_ms = request.force ? INSTANCE_STOP_SLACK_MS : change->timeout_s < 0 ? -1 : request.timeout_ms + INSTANCE_STOP_SLACK_MS;
+    request.timeout_ms = is_patient(change) ? INSTANCE_PATIENT_MS : change->timeout_s * 1000;
+    int64_t wait_ms = request.force ? INSTANCE_STOP_SLACK_MS : request.timeout_ms + INSTANCE_STOP_SLACK_MS, pid = 0;
+    instance_status(the_daemon, instance->member, instance->project, instance->name, &pid);
     int status = agent_call(the_daemon, instance->member, "StopInstance", &request.base, &answer, arena, wait_ms, err);
+    if (status == STATUS_DEADLINE_EXCEEDED && is_patient(change)) {
+        status = wait_patiently(op, instance, pid, err);
+    }
     if (status == STATUS_OK) {
         instance_status_note(the_daemon, instance->member, instance->project, instance->name, CODE_STOPPED);
     }
@@ -124,7 +155,7 @@ static int stop_and_tell(struct op *op, const struct change *change, const struc
                          struct error *err)
 {
     struct steps in = {.instance = instance};
-    int status = do_stop(change, instance, spec, arena, err);
+    int status = do_stop(op, change, instance, spec, arena, err);
     status = status == STATUS_OK ? step(op, "stopped", write_stopped, &in, instance->id, err) : status;
     if (status != STATUS_OK) {
         return status;
@@ -150,7 +181,7 @@ static int apply(struct op *op, const struct change *change, const struct instan
     } else if (strcmp(change->action, "stop") == 0) {
         return stop_and_tell(op, change, instance, spec, arena, err);
     } else if (strcmp(change->action, "restart") == 0) {
-        status = do_stop(change, instance, spec, arena, err);
+        status = do_stop(op, change, instance, spec, arena, err);
         status = status == STATUS_OK ? do_start(op, instance, spec, arena, err) : status;
         event = "instance-restarted";
     } else {
@@ -338,6 +369,20 @@ static const struct op_kind all_kinds[ACTION_COUNT] = {
     {.type = KIND_ALL_UNFREEZE, .description = "Unfreezing instance", .class = OP_TASK, .run = all_run},
 };
 
+/* Those without a time limit run until a user ends them: so many at most that others find a worker, and they can be cancelled. */
+static const struct op_kind patient_kinds[] = {
+    {.type = KIND_STOP_PATIENT, .description = "Stopping instance", .class = OP_TASK, .may_cancel = true, .session = true, .run = one_run},
+    {.type = KIND_RESTART_PATIENT, .description = "Restarting instance", .class = OP_TASK, .may_cancel = true, .session = true, .run = one_run},
+    {.type = KIND_ALL_STOP_PATIENT, .description = "Stopping instance", .class = OP_TASK, .may_cancel = true, .session = true, .run = all_run},
+    {.type = KIND_ALL_RESTART_PATIENT, .description = "Restarting instance", .class = OP_TASK, .may_cancel = true, .session = true, .run = all_run},
+};
+
+static const struct op_kind *kind_of(const struct change *change, size_t action, bool all)
+{
+    size_t restart = strcmp(change->action, "restart") == 0;
+    return is_patient(change) ? &patient_kinds[restart + (all ? 2 : 0)] : all ? &all_kinds[action] : &one_kinds[action];
+}
+
 /* ---- handlers ---- */
 
 static int change_read(const Covey__V1__UpdateInstanceStateRequest *request, struct change *out, size_t *action, struct error *err)
@@ -381,7 +426,7 @@ int update_instance_state(struct rpc_call *call, const ProtobufCMessage *message
     if (checks == STATUS_OK && !instance_busy(instance->id)) {
         change.was = instance_live_status(instance, spec, arena);
     }
-    struct op_spec op = {.kind = &one_kinds[action], .project = change.project, .member = instance != NULL ? instance->member : 0,
+    struct op_spec op = {.kind = kind_of(&change, action, false), .project = change.project, .member = instance != NULL ? instance->member : 0,
         .resources_json = instance_resources(arena, change.project, change.name), .request = &change_pack(&change, arena)->base};
     status = instance_op(call, &op, checks, &operation, err);
     *response = operation != NULL ? &operation->base : NULL;
@@ -401,7 +446,7 @@ int update_instances_state(struct rpc_call *call, const ProtobufCMessage *messag
     int status = instance_allowed(call, change.project, err);
     status = status == STATUS_OK ? change_read(request->state, &change, &action, err) : status;
     if (status == STATUS_OK) {
-        struct op_spec op = {.kind = &all_kinds[action], .project = change.project, .request = &change_pack(&change, arena)->base};
+        struct op_spec op = {.kind = kind_of(&change, action, true), .project = change.project, .request = &change_pack(&change, arena)->base};
         status = op_create(call, &op, &operation, err);
     }
     *response = operation != NULL ? &operation->base : NULL;
@@ -504,6 +549,9 @@ void lifecycle_register(void)
     for (size_t i = 0; i < ACTION_COUNT; i++) {
         op_register(&one_kinds[i]);
         op_register(&all_kinds[i]);
+    }
+    for (size_t i = 0; i < sizeof patient_kinds / sizeof *patient_kinds; i++) {
+        op_register(&patient_kinds[i]);
     }
     op_register(&delete_kind);
 }

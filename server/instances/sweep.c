@@ -2,6 +2,7 @@
  * interrupted deletions and creations left and ephemeral instances that stopped by themselves. Threads of its own. */
 #include "instance.h"
 
+#include "server/cluster/cluster.h"
 #include "server/services.h"
 #include <inttypes.h>
 #include <pthread.h>
@@ -377,11 +378,42 @@ static void sweep_one(struct sweep *sweep, const struct leftover *one, int64_t *
     arena_clear(&arena);
 }
 
+/* ---- instances that stopped by themselves ---- */
+
+static int write_halted(struct sql *sql, void *ud, struct buf *result, struct error *err)
+{
+    return sql_exec(sql, err, "UPDATE instances_config SET value = 'STOPPED' WHERE instance_id = ?1 AND key = 'volatile.last_state.power' AND value = 'RUNNING'", "i",
+                    *(const int64_t *)ud);
+}
+
+/* It stays stopped when its daemon starts again. What an operation or a stopping member does is told by that one; a reboot from within runs again by now. */
+static void settle_halted(struct attach_halted *list, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct arena arena;
+        struct error err = ERROR_INIT;
+        struct instance *instance = NULL;
+        Covey__Internal__V1__InstanceSpec *spec = NULL;
+        arena_init(&arena);
+        int status = instance_find(list[i].project, list[i].name, &arena, &instance, &spec, &err);
+        if (status == STATUS_OK && instance->phase == PHASE_CREATED && member_online(the_daemon, instance->member) && !instance_busy(instance->id) &&
+            !attach_member_stopping(instance->member) && instance_live_status(instance, spec, &arena) == CODE_STOPPED) {
+            status = daemon_write(the_daemon, NULL, write_halted, &instance->id, NULL, NULL, NULL, &err);
+            log_info("instance.halted", "instance=%s project=%s", list[i].name, list[i].project);
+        }
+        if (status != STATUS_OK && status != STATUS_NOT_FOUND) {
+            log_warn("instance.halted", "instance=%s project=%s error=\"%s\"", list[i].name, list[i].project, err.text);
+        }
+        arena_clear(&arena);
+    }
+}
+
 static void *sweep_main(void *ud)
 {
     struct daemon *daemon = ud;
     struct sweep *sweep = xcalloc(1, sizeof *sweep);
     int64_t *stopped = xcalloc(SWEEP_MAX, sizeof *stopped);
+    struct attach_halted *halted = xcalloc(ATTACH_HALTED_MAX, sizeof *halted);
     for (;;) {
         struct error err = ERROR_INIT;
         size_t count = 0;
@@ -390,6 +422,7 @@ static void *sweep_main(void *ud)
             sweep->last_count = 0;
             continue;
         }
+        settle_halted(halted, attach_take_halted(halted));
         if (sweep->orphans && daemon_write(daemon, NULL, settle_orphans, NULL, NULL, NULL, NULL, &err) != STATUS_OK) {
             log_info("instances.sweep", "error=\"%s\"", err.text);
         }

@@ -148,7 +148,7 @@ int op_create(struct rpc_call *call, const struct op_spec *spec, Covey__V1__Oper
         status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d operations", OPERATION_LIVE_MAX);
     }
     if (status == STATUS_OK && spec->kind->session && sessions_locked() >= OPERATION_SESSIONS_MAX) {
-        status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d commands run in instances", OPERATION_SESSIONS_MAX);
+        status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d commands and stops without a time limit are under way", OPERATION_SESSIONS_MAX);
     }
     pthread_mutex_unlock(&ops.lock);
     if (status != STATUS_OK) {

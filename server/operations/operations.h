@@ -37,6 +37,7 @@ void op_register(const struct op_kind *kind);
 void operations_init(struct daemon *daemon); /* binds covey.v1.Operations */
 /* Leadership came or went (from the controller thread): takes up unfinished rows / forgets. */
 void operations_lead(bool leader);
+size_t operations_running(void); /* that workers of this member have */
 
 struct op_spec {
     const struct op_kind *kind;

@@ -127,6 +127,18 @@ int op__ready_locked(struct error *err)
     return ops.leading ? STATUS_OK : error_not_leader(err, daemon_leads(ops.daemon) ? 0 : daemon_leader_id(ops.daemon));
 }
 
+size_t operations_running(void)
+{
+    size_t count = 0;
+    struct op *op, *next;
+    pthread_mutex_lock(&ops.lock);
+    HASH_ITER(hh, ops.table, op, next) {
+        count += op->running;
+    }
+    pthread_mutex_unlock(&ops.lock);
+    return count;
+}
+
 /* ---- for clients ---- */
 
 static Google__Protobuf__Timestamp *timestamp(struct arena *arena, int64_t ns)
