@@ -6,7 +6,7 @@ foreach(folder daemon cluster auth config operations events profiles projects in
 endforeach()
 list(REMOVE_ITEM covey_server_sources "${CMAKE_CURRENT_LIST_DIR}/daemon/main.c")
 add_library(covey_server STATIC ${covey_server_sources})
-target_link_libraries(covey_server PUBLIC covey_flags covey_host covey_storage covey_storage_raft_transport covey_rpc PkgConfig::JANSSON)
+target_link_libraries(covey_server PUBLIC covey_flags covey_host covey_storage covey_storage_raft_transport covey_rpc PkgConfig::JANSSON PkgConfig::PCRE2)
 add_executable(coveyd "${CMAKE_CURRENT_LIST_DIR}/daemon/main.c")
 target_link_libraries(coveyd PRIVATE covey_server)
 install(TARGETS coveyd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

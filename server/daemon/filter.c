@@ -2,16 +2,19 @@
 #include "filter.h"
 
 #include <ctype.h>
-#include <regex.h>
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
+/* Expressions come from users: what they may cost is limited. An expression or a match beyond it counts as none. */
+enum { REGEX_BYTES_MAX = 1024, REGEX_STEPS_MAX = 20000, REGEX_HEAP_KIB_MAX = 1024 };
+
 struct clause {
     bool or_before, not, ne;
     char *field, *value;
-    regex_t regex;
-    bool has_regex;
+    pcre2_code *regex; /* NULL: the value is not a regular expression */
 };
 struct filter {
     struct clause clauses[FILTER_CLAUSES_MAX];
@@ -52,9 +55,26 @@ static char *next_token(const char **at, bool *bad)
 static void compile(struct clause *clause)
 {
     bool anchored = strpbrk(clause->value, "^$") != NULL;
-    char *pattern = anchored ? xstrdup(clause->value) : xasprintf("^(%s)$", clause->value);
-    clause->has_regex = regcomp(&clause->regex, pattern, REG_EXTENDED | REG_ICASE | REG_NOSUB) == 0;
+    size_t len = strlen(clause->value);
+    char *pattern = anchored ? xstrdup(clause->value) : xasprintf("^(?:%s)$", clause->value);
+    int why = 0;
+    PCRE2_SIZE where = 0;
+    if (len <= REGEX_BYTES_MAX) {
+        clause->regex = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_CASELESS | PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C, &why, &where, NULL);
+    }
     free(pattern);
+}
+
+static bool regex_match(const pcre2_code *regex, const char *text)
+{
+    pcre2_match_context *limits = pcre2_match_context_create(NULL);
+    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
+    pcre2_set_match_limit(limits, REGEX_STEPS_MAX);
+    pcre2_set_heap_limit(limits, REGEX_HEAP_KIB_MAX);
+    bool match = pcre2_match(regex, (PCRE2_SPTR)text, strlen(text), 0, 0, data, limits) >= 0;
+    pcre2_match_data_free(data);
+    pcre2_match_context_free(limits);
+    return match;
 }
 
 static const char *parse_clause(struct clause *clause, const char **at)
@@ -136,7 +156,7 @@ static bool clause_match(const struct clause *clause, const json_t *object)
     const json_t *value = lookup(object, clause->field);
     bool equal = false;
     if (json_is_string(value)) {
-        equal = clause->has_regex ? regexec(&clause->regex, json_string_value(value), 0, NULL, 0) == 0 : strcasecmp(json_string_value(value), clause->value) == 0;
+        equal = clause->regex != NULL ? regex_match(clause->regex, json_string_value(value)) : strcasecmp(json_string_value(value), clause->value) == 0;
     } else if (value != NULL) {
         char *literal = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
         equal = literal != NULL && strcmp(literal, clause->value) == 0;
@@ -173,9 +193,7 @@ void filter_free(struct filter *filter)
     for (size_t i = 0; filter != NULL && i < filter->count; i++) {
         free(filter->clauses[i].field);
         free(filter->clauses[i].value);
-        if (filter->clauses[i].has_regex) {
-            regfree(&filter->clauses[i].regex);
-        }
+        pcre2_code_free(filter->clauses[i].regex);
     }
     free(filter);
 }

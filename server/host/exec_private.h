@@ -57,6 +57,14 @@ struct exec_session {
     char error[ERROR_TEXT_MAX];
 };
 
+/* One command of the control stream: a new window size (both > 0) or a signal (> 0). */
+struct exec_control {
+    int width, height;
+    int signal;
+};
+/* False: not a command that we know, or not valid. */
+bool exec__control_parse(const char *text, struct exec_control *out);
+
 void exec__unref(struct exec_session *session);
 void exec__ring(struct exec_session *session);
 struct exec_session *exec__find(struct host *host, const char *operation); /* with a reference; NULL if none */

@@ -5,7 +5,6 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SIGNAL_MAX = 64 };
 
 static void link_unref(struct exec_link *link)
 {
@@ -126,29 +125,18 @@ void stream__offer(struct host *host, const char *operation)
     }
 }
 
-/* One JSON command of the control stream; what is not understood is dropped, as the stream has no way to answer. */
+/* What is not understood is dropped, as the stream has no way to answer. */
 static void control_command(struct exec_session *session, const char *text)
 {
-    json_error_t why;
-    size_t len = strlen(text);
-    json_t *root = len <= EXEC_CONTROL_LINE_MAX ? json_loadb(text, len, 0, &why) : NULL;
-    const char *command = json_string_value(json_object_get(root, "command"));
-    const json_t *args = json_object_get(root, "args");
-    int64_t width = 0, height = 0;
-    json_int_t signo = json_integer_value(json_object_get(root, "signal"));
-    if (str_eq(command, "window-resize")) {
-        const char *w = json_string_value(json_object_get(args, "width")), *h = json_string_value(json_object_get(args, "height"));
-        if (w && h && parse_i64(w, 1, UINT16_MAX, &width) == 0 && parse_i64(h, 1, UINT16_MAX, &height) == 0) {
-            session->width = (int)width;
-            session->height = (int)height;
-        }
-    } else if (str_eq(command, "signal") && signo > 0 && signo <= SIGNAL_MAX &&
-               session->signal_count < sizeof(session->signals) / sizeof(session->signals[0])) {
-        session->signals[session->signal_count++] = (int)signo;
-    } else {
+    struct exec_control control;
+    if (!exec__control_parse(text, &control)) {
         log_debug("exec.control", "operation=%s text=\"not understood\"", session->operation);
+    } else if (control.signal == 0) {
+        session->width = control.width;
+        session->height = control.height;
+    } else if (session->signal_count < sizeof(session->signals) / sizeof(session->signals[0])) {
+        session->signals[session->signal_count++] = control.signal;
     }
-    json_decref(root);
 }
 
 /* Whether reading may go on. */

@@ -1,11 +1,13 @@
 """Makes the seeds of the fuzz targets: seeds.py OUT. Messages are written here in protobuf's text form and encoded by protoc."""
 import base64
+import io
 import json
 import pathlib
 import re
 import struct
 import subprocess
 import sys
+import tarfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OUT = pathlib.Path(sys.argv[1])
@@ -137,6 +139,43 @@ def client_hellos():
             yield name, data
 
 
+def tarball(compression):
+    """A unified image, small."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=f"w:{compression}") as tar:
+        for name, data in (("./metadata.yaml", METADATA.encode()), ("rootfs/etc/hostname", b"x\n"), ("rootfs/../up", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def http(verb, path, body=b"", **headers):
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"{verb} {path} HTTP/1.1\r\nHost: x\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def ws_frame(opcode, data, final=True):
+    """A client's WebSocket frame with an empty mask."""
+    return bytes([opcode | 0x80 * final, 0x80 | len(data)]) + bytes(4) + data
+
+
+def gateway():
+    upgrade = dict(Connection="Upgrade", Upgrade="websocket", Sec_WebSocket_Version=13, Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==")
+    part = 'Content-Disposition: form-data; name="{}"; filename="f"\r\n\r\nabc\r\n'
+    form = ("--b\r\n" + part.format("metadata") + "--b\r\n" + part.format("rootfs") + "--b--\r\n").encode()
+    yield "get", http("GET", "/1.0") + http("GET", "/1.0/profiles/p%2Fx?project=a%20b&recursion=1")
+    yield "json", http("POST", "/1.0/profiles", b'{"name":"p","config":{"a":"b"},"devices":{"root":{"type":"disk"}}}')
+    yield "patch", http("PATCH", "/1.0", b'{"config":{"user.a":"b"}}', If_Match="abc")
+    yield "chunked", b"PUT /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"con\r\n8\r\nfig\":{}}\r\n0\r\n\r\n"
+    yield "file", http("POST", "/1.0/images", b"abcdefgh", Content_Type="application/octet-stream", X_LXD_filename="f", X_LXD_properties="os=b%20x&a=b")
+    yield "form", http("POST", "/1.0/images", form, Content_Type="multipart/form-data; boundary=b")
+    yield "export", http("GET", "/1.0/images/two/export")
+    yield "events", http("GET", "/1.0/events?type=lifecycle,operation", **upgrade) + b"\xff" + ws_frame(9, b"ping") + ws_frame(8, b"\x03\xe8")
+    yield "stream", (http("GET", "/1.0/operations/3f1c8a52-0b1e-4d0c-9f8e-1a2b3c4d5e6f/websocket?secret=s3cret", **upgrade) + b"\xff" + ws_frame(1, b'{"command":"signal"}')
+                     + ws_frame(2, b"ab", False) + ws_frame(0, b"c") + ws_frame(8, b""))
+
+
 for i, kind in enumerate(TYPES):
     if kind in MESSAGES:
         put("codec_wire", kind, bytes([i]) + encode(kind, MESSAGES[kind]))
@@ -162,3 +201,14 @@ put("metadata", "plain", METADATA)
 put("metadata", "small", "architecture: amd64\ncreation_date: 1\n")
 put("preseed", "plain", PRESEED)
 put("preseed", "alias", "a: &x [1, ~, true, 'q', 12:30, \"\\n\"]\nb: *x\n")
+for i, command in enumerate(({"command": "window-resize", "args": {"width": "80", "height": "24"}}, {"command": "signal", "signal": 15})):
+    put("exec_control", str(i), json.dumps(command))
+for i, path in enumerate(("/1.0", "/1.0/instances/c1/state?project=default&recursion=2", "/1.0/containers/a%2Fb/exec", "/1.0/images/aliases/x/y?a=%C3%A4&a=+")):
+    put("route", str(i), path)
+for i, expression in enumerate(("name eq c1 and not status eq Running", "config.limits.cpu=2 or location eq n1", "a.b ne true")):
+    put("filter", str(i), expression + "\n" + json.dumps({"name": "c1", "status": "Running", "config": {"limits.cpu": "2"}, "a": {"b": True}}))
+for compression in ("", "gz", "xz"):
+    put("archive", "tar" + compression, tarball(compression))
+put("archive", "name", "./rootfs//a/../b/")
+for name, data in gateway():
+    put("gateway", name, data)

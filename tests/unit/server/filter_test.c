@@ -52,11 +52,20 @@ static void refused(void **state)
     }
 }
 
+/* Expressions that cost a backtracking matcher, or one that copies what is repeated, all memory or time. */
+static void expensive(void **state)
+{
+    assert_false(matches("name eq (((C+++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++"));
+    assert_false(matches("name eq ((((C{1,1000}){1,1000}){1,1000}){1,1000})"));
+    assert_false(matches("config.long eq (a+)+b"));
+    assert_true(matches("config.long eq a+"));
+}
+
 int main(void)
 {
-    object = json_loads("{\"name\":\"c1\",\"status_code\":103,\"ephemeral\":false,\"description\":\"two words\",\"config\":{\"image.os\":\"BusyBox\"},"
+    object = json_loads("{\"name\":\"c1\",\"status_code\":103,\"ephemeral\":false,\"description\":\"two words\",\"config\":{\"image.os\":\"BusyBox\",\"long\":\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"},"
                         "\"devices\":{\"eth0\":{\"network\":\"br0\"}}}", 0, NULL);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(clauses), cmocka_unit_test(refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(clauses), cmocka_unit_test(refused), cmocka_unit_test(expensive)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     json_decref(object);
     return failed;
