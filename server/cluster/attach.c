@@ -229,7 +229,7 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     if (report->view_revision > peer->view_revision || report->sequence <= 1) {
         peer->view_revision = report->view_revision;
     }
-    peer->stopping = report->stopping;
+    peer->stopping = peer->stopping || report->stopping;
     struct level_claim claim = {{report->schema, report->api_extensions}, {report->schema_floor, report->api_floor}};
     bool announced = !peer->claimed || !level_claim_equal(claim, peer->claim);
     peer->claimed = true;
@@ -443,6 +443,30 @@ bool attach_member_stopping(uint64_t member)
     bool stopping = peer != NULL && peer->stopping;
     pthread_mutex_unlock(&attach.lock);
     return stopping;
+}
+
+bool attach_note_stopping(uint64_t member)
+{
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = attach.leading ? peer_find(member) : NULL;
+    bool known = peer != NULL;
+    if (known) {
+        peer->stopping = true;
+    }
+    pthread_mutex_unlock(&attach.lock);
+    return known;
+}
+
+bool attach_member_ready(uint64_t member)
+{
+    if (member == daemon_id(attach.daemon)) {
+        return true;
+    }
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    bool ready = peer != NULL && peer->call != NULL && !peer->stopping && time_mono_ms() - peer->last_seen_ms < REPORT_FRESH_MS;
+    pthread_mutex_unlock(&attach.lock);
+    return ready;
 }
 
 bool member_online(struct daemon *daemon, uint64_t id)

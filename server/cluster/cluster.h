@@ -10,6 +10,7 @@
 
 enum {
     REPORT_INTERVAL_MS = 1000,       /* members report at least this often */
+    REPORT_FRESH_MS = 3000,          /* a member that has reported within this time is there */
     MEMBER_KEYS_MAX = 256,           /* configuration of one member */
     MEMBER_GROUPS_MAX = 256,         /* of one member */
     PENDING_MEMBER_KEEP_S = 600,     /* an accepted join that was never completed is forgotten */
@@ -61,6 +62,9 @@ bool attach_member_stopping(uint64_t member);
 struct level_claim;
 bool attach_claim(uint64_t member, struct level_claim *out); /* what an attached member announces (leader) */
 bool attach_told(uint64_t member); /* it has reported to this leadership */
+bool attach_note_stopping(uint64_t member); /* until its next stream; false when this member does not lead yet */
+/* Whether the member talks to this leader at the moment: its stream is open and fresh, and it is not stopping. */
+bool attach_member_ready(uint64_t member);
 
 /* ---- certificate.c: the certificate that all members present ---- */
 rpc_handler certificate_update_handler(void); /* covey.v1.Cluster.UpdateClusterCertificate */
@@ -73,22 +77,26 @@ void certificate_follow(struct daemon *daemon, struct rpc_channel *channel);
 void certificate_seek(struct daemon *daemon);
 
 /* ---- controller.c ---- */
+enum member_role { ROLE_VOTER = 0, ROLE_STANDBY = 1, ROLE_SPARE = 2 }; /* spec numbering */
 void controller_start(struct daemon *daemon);
 void controller_stop(void);
 void controller_wake(bool view_dirty);
 /* Brings roles to what roles_plan says, one change after another; holds the membership lock. Leader only. */
 int controller_rebalance(struct daemon *daemon, struct error *err);
+/* Whether a member that is not missed yet, but cannot take a role at the moment, could take this one. */
+bool controller_awaits_candidate(struct daemon *daemon, enum member_role role);
 /* Waits until the view of this leader holds everything committed so far. */
 uint64_t controller_refresh_view(struct daemon *daemon);
 void membership_lock(void);
 void membership_unlock(void);
 
 /* ---- roles.c: pure ---- */
-enum member_role { ROLE_VOTER = 0, ROLE_STANDBY = 1, ROLE_SPARE = 2 }; /* spec numbering */
 struct role_member {
     uint64_t id;
     enum member_role role;
-    bool online, leader;
+    bool online;    /* not missed yet; an absent member's role is given to another one */
+    bool ready;     /* can take a role now; implies online */
+    bool leader;
     int64_t domain; /* failure domain, 0 = default */
 };
 struct role_change {
@@ -107,6 +115,8 @@ int architecture_id(const char *name); /* 2 = x86_64 …; 0 = unknown */
 const char *architecture_name(int id);
 
 /* ---- membership.c, introduce.c (leader's side of joining), join.c (the joiner's), service.c (covey.v1.Cluster) ---- */
+/* Membership.HandOver */
+int handover_serve(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
 void membership_bind(void);
 rpc_handler introduce_handler(void);
 rpc_handler abandon_handler(void);

@@ -181,12 +181,26 @@ static struct role_change next_change(struct daemon *daemon, const struct domain
                 .id = rows->rows[i].id,
                 .role = (enum member_role)role,
                 .online = rows->rows[i].state != 1 && member_online(daemon, rows->rows[i].id) && !attach_member_stopping(rows->rows[i].id),
+                .ready = attach_member_ready(rows->rows[i].id),
                 .leader = rows->rows[i].id == daemon_id(daemon),
                 .domain = rows->rows[i].domain,
             };
         }
     }
     return roles_plan(members, count, (unsigned)config_int("cluster.max_voters"), (unsigned)config_int("cluster.max_standby"));
+}
+
+bool controller_awaits_candidate(struct daemon *daemon, enum member_role role)
+{
+    const struct view *view = view_get();
+    bool found = false;
+    for (size_t i = 0; i < view->message->n_members && !found; i++) {
+        const Covey__Internal__V1__ViewMember *member = view->message->members[i];
+        found = member->state != 1 && state_raft_role(member->id) > (int)role && member_online(daemon, member->id) && !attach_member_stopping(member->id) &&
+                !attach_member_ready(member->id);
+    }
+    view_unref(view);
+    return found;
 }
 
 int controller_rebalance(struct daemon *daemon, struct error *err)

@@ -429,6 +429,7 @@ static int who_leads(struct rpc_call *call, const ProtobufCMessage *message, Pro
 
 static struct rpc_binding bindings[] = {
     {"Accept", accept_join}, {"Complete", complete_join}, {"WhoLeads", who_leads}, {"Attach", NULL}, {"Introduce", NULL}, {"Abandon", NULL}, {NULL}, {NULL}, {NULL},
+    {"HandOver", handover_serve},
 };
 
 void membership_bind(void)

@@ -1,122 +1,143 @@
-/* The role planner: which member should hold which database role next (spec/cluster.md 5.2-5.4 with its [OWN] rules). Pure: members in, one change
- * out; the caller repeats until nothing is left. Deterministic: the lower id first. */
+/* The role planner: which member should hold which database role next (spec/cluster.md 5.2-5.4, spec/placement.md 10, with their [OWN] rules). Pure:
+ * members in, one change out; the caller repeats until nothing is left. Deterministic: the lower id is promoted first and demoted last.
+ *
+ * Two things differ from the order of 5.4, with the same end: absent voters go before superfluous present ones, because the other way round could take
+ * away the majority; and domains are evened out when nothing else is left (placement.md 10, step 2). */
 #include "cluster.h"
 
-struct tally {
-    unsigned online, offline;
+struct plan {
+    const struct role_member *members;
+    size_t count;
 };
 
-static struct tally count_role(const struct role_member *members, size_t count, enum member_role role)
+static const struct role_change nothing = {0, ROLE_SPARE};
+
+static unsigned count_role(const struct plan *plan, enum member_role role, bool online)
 {
-    struct tally tally = {0, 0};
-    for (size_t i = 0; i < count; i++) {
-        if (members[i].role == role) {
-            members[i].online ? tally.online++ : tally.offline++;
-        }
+    unsigned found = 0;
+    for (size_t i = 0; i < plan->count; i++) {
+        found += plan->members[i].role == role && plan->members[i].online == online;
     }
-    return tally;
+    return found;
 }
 
-static bool domain_taken(const struct role_member *members, size_t count, enum member_role role, int64_t domain)
+/* Present holders of a role in a failure domain. */
+static unsigned in_domain(const struct plan *plan, enum member_role role, int64_t domain)
 {
-    for (size_t i = 0; i < count; i++) {
-        if (members[i].role == role && members[i].online && members[i].domain == domain) {
-            return true;
-        }
+    unsigned found = 0;
+    for (size_t i = 0; i < plan->count; i++) {
+        found += plan->members[i].role == role && plan->members[i].online && plan->members[i].domain == domain;
     }
-    return false;
+    return found;
 }
 
-/* Best online member of role `from` to become `to`: a domain without an online holder of `to` first, then the lower id. */
-static const struct role_member *candidate(const struct role_member *members, size_t count, enum member_role from, enum member_role to, bool *fresh_domain)
+/* The member that should become `to`: one whose domain has none of them first, then a stand-by before a spare, then the lower id. NULL = nobody can. */
+static const struct role_member *candidate(const struct plan *plan, enum member_role to, bool *fresh_domain)
 {
     const struct role_member *best = NULL;
-    bool best_fresh = false;
-    for (size_t i = 0; i < count; i++) {
-        const struct role_member *m = &members[i];
-        if (m->role != from || !m->online) {
+    *fresh_domain = false;
+    for (size_t i = 0; i < plan->count; i++) {
+        const struct role_member *m = &plan->members[i];
+        if (m->role <= to || !m->online || !m->ready) {
             continue;
         }
-        bool fresh = !domain_taken(members, count, to, m->domain);
-        if (best == NULL || (fresh && !best_fresh) || (fresh == best_fresh && m->id < best->id)) {
+        bool fresh = in_domain(plan, to, m->domain) == 0;
+        bool better = best == NULL || (fresh != *fresh_domain ? fresh : m->role != best->role ? m->role < best->role : m->id < best->id);
+        if (better) {
             best = m;
-            best_fresh = fresh;
+            *fresh_domain = fresh;
         }
     }
-    *fresh_domain = best_fresh;
     return best;
 }
 
-static struct role_change promote_to_voter(const struct role_member *members, size_t count)
+static struct role_change promote(const struct plan *plan, enum member_role to)
 {
-    bool standby_fresh, spare_fresh;
-    const struct role_member *standby = candidate(members, count, ROLE_STANDBY, ROLE_VOTER, &standby_fresh);
-    const struct role_member *spare = candidate(members, count, ROLE_SPARE, ROLE_VOTER, &spare_fresh);
-    const struct role_member *chosen = standby;
-    if (standby == NULL || (spare != NULL && spare_fresh && !standby_fresh)) {
-        chosen = spare; /* the domain outranks stand-by-before-spare */
-    }
-    return chosen != NULL ? (struct role_change){chosen->id, ROLE_VOTER} : (struct role_change){0, ROLE_SPARE};
+    bool fresh;
+    const struct role_member *chosen = candidate(plan, to, &fresh);
+    return chosen != NULL ? (struct role_change){chosen->id, to} : nothing;
 }
 
-/* The member of `role` to demote: the highest id, never the leader. */
-static uint64_t last_of(const struct role_member *members, size_t count, enum member_role role, bool online)
+/* The holder of a role to become a spare: of the domain that has most of them, then the highest id; never the leader. */
+static struct role_change demote(const struct plan *plan, enum member_role role, bool online)
 {
-    uint64_t id = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (members[i].role == role && members[i].online == online && !members[i].leader && members[i].id > id) {
-            id = members[i].id;
+    const struct role_member *chosen = NULL;
+    for (size_t i = 0; i < plan->count; i++) {
+        const struct role_member *m = &plan->members[i];
+        if (m->role != role || m->online != online || m->leader) {
+            continue;
+        }
+        unsigned here = in_domain(plan, role, m->domain), there = chosen != NULL ? in_domain(plan, role, chosen->domain) : 0;
+        if (chosen == NULL || here > there || (here == there && m->id > chosen->id)) {
+            chosen = m;
         }
     }
-    return id;
+    return chosen != NULL ? (struct role_change){chosen->id, ROLE_SPARE} : nothing;
+}
+
+/* Two members: one voter, the leader. The other replicates without a vote, so that its loss never stops the leader. */
+static struct role_change plan_two(const struct plan *plan, unsigned max_standby)
+{
+    for (size_t i = 0; i < plan->count; i++) {
+        const struct role_member *m = &plan->members[i];
+        bool standby = max_standby > 0 && m->online;
+        if (m->leader) {
+            continue;
+        }
+        if (m->role == ROLE_VOTER) {
+            return (struct role_change){m->id, standby ? ROLE_STANDBY : ROLE_SPARE};
+        }
+        if (m->role == ROLE_SPARE && standby && m->ready) {
+            return (struct role_change){m->id, ROLE_STANDBY};
+        }
+        if (m->role == ROLE_STANDBY && max_standby == 0) {
+            return (struct role_change){m->id, ROLE_SPARE};
+        }
+    }
+    return nothing;
+}
+
+/* A domain without a voter gets one when another has two: the next round then takes one from there. */
+static struct role_change spread(const struct plan *plan)
+{
+    bool fresh, crowded = false;
+    const struct role_member *chosen = candidate(plan, ROLE_VOTER, &fresh);
+    for (size_t i = 0; i < plan->count; i++) {
+        const struct role_member *m = &plan->members[i];
+        crowded = crowded || (m->role == ROLE_VOTER && m->online && in_domain(plan, ROLE_VOTER, m->domain) > 1);
+    }
+    return chosen != NULL && fresh && crowded ? (struct role_change){chosen->id, ROLE_VOTER} : nothing;
 }
 
 struct role_change roles_plan(const struct role_member *members, size_t count, unsigned max_voters, unsigned max_standby)
 {
-    const struct role_change nothing = {0, ROLE_SPARE};
-    struct tally voters = count_role(members, count, ROLE_VOTER);
-    struct tally standbys = count_role(members, count, ROLE_STANDBY);
+    const struct plan plan = {members, count};
+    struct role_change change = nothing;
     if (count <= 1) {
         return nothing;
     }
-    if (count == 2) { /* the other one replicates without a vote, so that its loss never stops the leader */
-        for (size_t i = 0; i < count; i++) {
-            if (!members[i].leader && members[i].role == ROLE_VOTER) {
-                return (struct role_change){members[i].id, members[i].online ? ROLE_STANDBY : ROLE_SPARE};
-            }
-            if (!members[i].leader && members[i].role == ROLE_SPARE && members[i].online && max_standby > 0) {
-                return (struct role_change){members[i].id, ROLE_STANDBY};
-            }
+    if (count == 2) {
+        return plan_two(&plan, max_standby);
+    }
+    unsigned voters = count_role(&plan, ROLE_VOTER, true), absent_voters = count_role(&plan, ROLE_VOTER, false);
+    if (voters < max_voters) {
+        change = promote(&plan, ROLE_VOTER);
+        if (change.id != 0 || absent_voters > 0) {
+            return change; /* an absent voter without replacement keeps its vote */
         }
-        return nothing;
+    } else if (absent_voters > 0) {
+        return demote(&plan, ROLE_VOTER, false);
     }
-    if (voters.online < max_voters) {
-        struct role_change change = promote_to_voter(members, count);
-        if (change.id != 0) {
-            return change;
-        }
-        if (voters.offline > 0) {
-            return nothing; /* an offline voter without replacement keeps its vote */
-        }
+    if (voters > max_voters) {
+        return demote(&plan, ROLE_VOTER, true);
     }
-    if (voters.online > max_voters) {
-        return (struct role_change){last_of(members, count, ROLE_VOTER, true), ROLE_SPARE};
+    unsigned standbys = count_role(&plan, ROLE_STANDBY, true);
+    if (standbys < max_standby) {
+        change = promote(&plan, ROLE_STANDBY);
+    } else if (standbys > max_standby) {
+        change = demote(&plan, ROLE_STANDBY, true);
+    } else if (count_role(&plan, ROLE_STANDBY, false) > 0) {
+        change = demote(&plan, ROLE_STANDBY, false);
     }
-    if (voters.offline > 0) {
-        return (struct role_change){last_of(members, count, ROLE_VOTER, false), ROLE_SPARE};
-    }
-    if (standbys.online < max_standby) {
-        bool fresh;
-        const struct role_member *spare = candidate(members, count, ROLE_SPARE, ROLE_STANDBY, &fresh);
-        if (spare != NULL) {
-            return (struct role_change){spare->id, ROLE_STANDBY};
-        }
-    }
-    if (standbys.online > max_standby) {
-        return (struct role_change){last_of(members, count, ROLE_STANDBY, true), ROLE_SPARE};
-    }
-    if (standbys.offline > 0 && standbys.online >= max_standby) {
-        return (struct role_change){last_of(members, count, ROLE_STANDBY, false), ROLE_SPARE};
-    }
-    return nothing;
+    return change.id == 0 && voters == max_voters ? spread(&plan) : change;
 }

@@ -232,7 +232,7 @@ static void stop(struct daemon *daemon, int signal)
     struct stop_manner how = stop_manner(signal);
     daemon_set_phase(DAEMON_STOPPING);
     log_info("daemon.stopping", "instances=%s wait=%d", how.instances ? "stop" : "keep", how.wait);
-    handover(daemon);
+    handover(daemon); /* first: stopping instances may take long */
     if (how.wait) {
         stop_wait(daemon);
     }
