@@ -225,6 +225,8 @@ struct db {
     bool replay_stale;      /* loop */
     bool in_request;        /* executor: the authorizer is on */
     int64_t purge_ms, drain_ms;
+    uint64_t clock_term;    /* of request_clock; executor */
+    int64_t clock_ns, clock_ms;
     pthread_t executor;
     bool executor_running;
 };

@@ -129,6 +129,24 @@ static int key_lookup(struct db *db, struct request *request, bool *found, struc
     return sql_done(stmt, err);
 }
 
+/* The time of request keys. It never runs faster than real time, whoever leads and however wrong the wall clocks are, so that no key is purged early: a
+ * new leader goes on from the newest row, by the monotonic clock. */
+static int64_t request_clock(struct db *db)
+{
+    struct error err = ERROR_INIT;
+    int64_t now_ms = time_mono_ms(), newest = 0;
+    pthread_mutex_lock(&db->lock);
+    uint64_t term = db->term;
+    pthread_mutex_unlock(&db->lock);
+    if (term != db->clock_term) {
+        db__must(sql_get_int(db->exec, &newest, &err, "SELECT coalesce(max(done_at), 0) FROM requests", ""), &err);
+        db->clock_ns = newest > 0 ? newest : time_unix_ns();
+        db->clock_ms = now_ms;
+        db->clock_term = term;
+    }
+    return db->clock_ns + (now_ms - db->clock_ms) * 1000000;
+}
+
 /* fn and everything that can refuse its work afterwards. */
 static int request_execute(struct db *db, struct request *request, struct capture_mark mark, struct error *err)
 {
@@ -160,7 +178,7 @@ static int request_execute(struct db *db, struct request *request, struct captur
                            request->result.len, DB_REQUEST_RESULT_BYTES_MAX);
     if (status == STATUS_OK && request->key[0])
         status = sql_exec(db->exec, err, "INSERT INTO requests (key, done_at, result) VALUES (?1, ?2, ?3)", "sib", request->key,
-                          time_unix_ns(), request->result.data, request->result.len);
+                          request_clock(db), request->result.data, request->result.len);
     if (status == STATUS_OK && db->capture.ops.len - mark.len > DB_REQUEST_BYTES_MAX)
         status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "The write changes %zu bytes of rows, more than the limit of %d",
                            db->capture.ops.len - mark.len, DB_REQUEST_BYTES_MAX);
@@ -206,7 +224,7 @@ static void purge(struct db *db)
     db->capture.on = true;
     int status = sql_exec(db->exec, &err, "DELETE FROM requests WHERE key IN"
                           " (SELECT key FROM requests WHERE done_at < ?1 ORDER BY done_at LIMIT ?2)", "ii",
-                          time_unix_ns() - (int64_t)DB_REQUEST_KEEP_S * 1000000000, (int64_t)DB_PURGE_ROWS_MAX);
+                          request_clock(db) - (int64_t)DB_REQUEST_KEEP_S * 1000000000, (int64_t)DB_PURGE_ROWS_MAX);
     db->capture.on = false;
     db->purge_ms = now + (sql_changes(db->exec) == DB_PURGE_ROWS_MAX ? 0 : DB_PURGE_INTERVAL_MS);
     if (status != STATUS_OK || db->capture.doomed[0]) {

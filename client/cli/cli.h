@@ -173,6 +173,7 @@ int cluster_needed(struct cli *cli, struct covey_client *client, struct error *e
     X(cluster_rename) X(cluster_get) X(cluster_set) X(cluster_unset) X(cluster_update_certificate) \
     X(cluster_edit) X(cluster_role_add) X(cluster_role_remove) X(cluster_group_assign) X(cluster_group_add) X(cluster_group_remove) \
     X(cluster_group_list) X(cluster_group_show) X(cluster_group_create) X(cluster_group_delete) X(cluster_group_rename) X(cluster_group_edit) \
+    X(warning_list) X(warning_show) X(warning_ack) X(warning_delete) \
     X(config_get) X(config_set) X(config_unset) X(config_show) \
     X(trust_add) X(trust_list) X(trust_remove) X(trust_show) X(trust_list_tokens) X(trust_revoke_token) \
     X(image_import) X(image_list) X(image_info) X(image_show) X(image_delete) X(image_export) \

@@ -10,6 +10,7 @@ struct source {
 static const struct source sources[] = {
     {"<instance>", "Instances/ListInstances", "instances", "name"}, {"<member>", "Cluster/ListMembers", "members", "server_name"},
     {"<group>", "ClusterGroups/ListClusterGroups", "groups", "name"},
+    {"<warning>", "Warnings/ListWarnings", "warnings", "uuid"},
     {"<image>", "Images/ListImageAliases", "aliases", "name"},      {"<alias>", "Images/ListImageAliases", "aliases", "name"},
     {"<profile>", "Profiles/ListProfiles", "profiles", "name"},     {"<pool>", "StoragePools/ListStoragePools", "pools", "name"},
     {"<project>", "Projects/ListProjects", "projects", "name"},

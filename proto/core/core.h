@@ -83,7 +83,7 @@ int parse_i64(const char *text, int64_t min, int64_t max, int64_t *out);
 int parse_bool(const char *text, bool *out);
 
 /* ---- time ---- */
-int64_t time_unix_ns(void); /* wall clock: for records and display only */
+int64_t time_unix_ns(void); /* wall clock: for records and display only; $COVEY_TEST_CLOCK_OFFSET_S shifts it (tests) */
 int64_t time_mono_ms(void); /* monotonic: for every timeout and decision */
 void time_rfc3339(int64_t unix_ns, char *out, size_t size);      /* UTC, nanoseconds without trailing zeros, "2026-11-21T08:41:04.99Z"; size >= 40 */
 int time_parse_rfc3339(const char *text, int64_t *unix_ns);      /* 0 or -1 */

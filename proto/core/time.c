@@ -1,15 +1,29 @@
 /* Clocks and RFC 3339 text (proleptic Gregorian, UTC out, any zone in). Thread: any. */
 #include "core.h"
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-enum { NS_PER_S = 1000000000 };
+enum { NS_PER_S = 1000000000, CLOCK_OFFSET_S_MAX = 1000000 };
+
+/* Test hook: a wall clock that is wrong by so many seconds, from the start on. CLOCK_REALTIME has no namespace, so a test cannot set it for one process. */
+static int64_t test_offset_s;
+static pthread_once_t test_once = PTHREAD_ONCE_INIT;
+
+static void read_test_offset(void)
+{
+    const char *text = getenv("COVEY_TEST_CLOCK_OFFSET_S");
+    if (text && parse_i64(text, -CLOCK_OFFSET_S_MAX, CLOCK_OFFSET_S_MAX, &test_offset_s))
+        test_offset_s = 0;
+}
 
 int64_t time_unix_ns(void)
 {
     struct timespec now;
+    pthread_once(&test_once, read_test_offset);
     clock_gettime(CLOCK_REALTIME, &now);
-    return (int64_t)now.tv_sec * NS_PER_S + now.tv_nsec;
+    return ((int64_t)now.tv_sec + test_offset_s) * NS_PER_S + now.tv_nsec;
 }
 
 int64_t time_mono_ms(void)

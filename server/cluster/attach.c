@@ -31,6 +31,9 @@ struct peer { /* leader's knowledge of a member; `lock` */
     uint64_t events_sent;
     uint64_t view_sent;
     bool stopping;
+    struct skew skew;
+    bool question_due;              /* its clock is to be asked for */
+    enum skew_verdict skew_written; /* in the database */
     bool claimed;              /* … what it announces: */
     struct level_claim claim;
     bool told; /* it has reported all its instances to this leadership: what is not among them is stopped, before that unknown */
@@ -55,6 +58,7 @@ static struct {
     Covey__Internal__V1__InstanceStatus *pending[1024]; /* changes not reported yet; overflow = send all */
     size_t pending_count;
     bool pending_all;
+    uint64_t question; /* of the leader, about this clock; not answered yet, 0 = none */
     bool wake;
     struct attach_halted halted[ATTACH_HALTED_MAX]; /* not taken yet; more are forgotten */
     size_t halted_count;
@@ -202,6 +206,8 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
         peer->events_sent = report->event_number;
         peer->view_sent = 0;
         peer->stopping = false;
+        peer->question_due = false;
+        peer->skew.number = 0; /* an answer to it went with the old stream */
         if (old != NULL) {
             rpc_finish(old, NULL, STATUS_CANCELLED, NULL);
             rpc_call_unref(old);
@@ -225,6 +231,12 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     }
     peer->last_seen_ms = time_mono_ms();
     peer->last_seen_unix_ns = time_unix_ns();
+    if (report->clock_answer != 0) {
+        skew_answer(&peer->skew, report->clock_answer, report->clock_ns, peer->last_seen_unix_ns, peer->last_seen_ms);
+    } else if (report->clock_ns != 0 && !peer->question_due && skew_report(&peer->skew, report->clock_ns, peer->last_seen_unix_ns, peer->last_seen_ms)) {
+        peer->question_due = true;
+        attach.generation++;
+    }
     peer->sequence = report->sequence;
     if (report->view_revision > peer->view_revision || report->sequence <= 1) {
         peer->view_revision = report->view_revision;
@@ -295,6 +307,11 @@ static bool feed(struct peer *peer, const struct view *view, uint64_t last_event
         } else {
             ok = false; /* it missed events that are not kept: cut, so that its watchers end instead of skipping */
         }
+    }
+    if (ok && peer->question_due) {
+        peer->question_due = false;
+        report.clock_question = skew_ask(&peer->skew, time_unix_ns(), time_mono_ms());
+        due = true;
     }
     if (ok && due) {
         report.sequence = peer->sequence;
@@ -377,6 +394,7 @@ void attach_lead(struct daemon *daemon, bool leader)
         }
         struct peer *self = peer_get(daemon_id(daemon));
         self->told = true;
+        self->skew.verdict = SKEW_NONE; /* against itself; it may have differed from a former leader */
         for (size_t i = 0; i < own_count; i++) {
             instance_put(self, own[i]);
         }
@@ -386,6 +404,30 @@ void attach_lead(struct daemon *daemon, bool leader)
     pthread_mutex_unlock(&attach.lock);
     arena_clear(&arena);
     view_unref(view);
+}
+
+size_t attach_clocks(struct attach_clock *out, size_t max)
+{
+    size_t count = 0;
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer, *next;
+    HASH_ITER(hh, attach.peers, peer, next) {
+        if (count < max && peer->skew.verdict != peer->skew_written) {
+            out[count++] = (struct attach_clock){peer->id, peer->skew.verdict, peer->skew.lead_ns};
+        }
+    }
+    pthread_mutex_unlock(&attach.lock);
+    return count;
+}
+
+void attach_clock_written(uint64_t member, enum skew_verdict verdict)
+{
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    if (peer != NULL) {
+        peer->skew_written = verdict;
+    }
+    pthread_mutex_unlock(&attach.lock);
 }
 
 void attach_forget(uint64_t member)
@@ -574,6 +616,11 @@ static bool on_leader_report(struct rpc_call *call, const ProtobufCMessage *mess
         events_publish(report->events, report->n_events);
     }
     pthread_mutex_lock(&attach.lock);
+    if (report->clock_question != 0) {
+        attach.question = report->clock_question;
+        attach.wake = true;
+        pthread_cond_broadcast(&attach.changed);
+    }
     if (report->view != NULL) {
         attach.acting_revision = report->view->revision;
         attach.wake = true; /* acknowledge at once: a write may wait for it */
@@ -626,11 +673,13 @@ static int send_report(struct rpc_call *call, uint64_t sequence, bool first, str
     report.api_extensions = claim.level.api;
     report.schema_floor = claim.floor.schema;
     report.api_floor = claim.floor.api;
-    report.clock_ns = time_unix_ns();
     report.event_number = events_last();
     report.stopping = daemon_phase() == DAEMON_STOPPING; /* gets no role any more */
     pthread_mutex_lock(&attach.lock);
     report.view_revision = attach.acting_revision;
+    report.clock_answer = attach.question; /* the clock is read after the question came: see skew.c */
+    attach.question = 0;
+    report.clock_ns = time_unix_ns();
     bool all = first || attach.pending_all;
     report.instances = arena_alloc(&arena, (attach.pending_count + 1) * sizeof *report.instances);
     if (!all) {
@@ -711,6 +760,7 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     pthread_mutex_lock(&attach.lock);
     attach.upstream = call;
     attach.upstream_lost = false;
+    attach.question = 0;
     pthread_mutex_unlock(&attach.lock);
     rpc_call_on_done(call, on_upstream_done, NULL);
     rpc_on_message(call, on_leader_report, NULL);

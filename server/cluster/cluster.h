@@ -7,6 +7,7 @@
 #include "covey/v1/cluster.pb-c.h"
 #include "covey/v1/operation.pb-c.h"
 #include "server/daemon/daemon.h"
+#include "server/warnings/warnings.h"
 
 enum {
     REPORT_INTERVAL_MS = 1000,       /* members report at least this often */
@@ -75,6 +76,20 @@ void certificate_lead(struct daemon *daemon);
 void certificate_follow(struct daemon *daemon, struct rpc_channel *channel);
 /* When no leader can be reached: looks for peers that present an unknown certificate and takes it if they prove that it is the cluster's newer one. */
 void certificate_seek(struct daemon *daemon);
+
+/* Members whose clock was found to be right or wrong and for whom this is not written down yet; a copy of at most max. */
+struct attach_clock {
+    uint64_t member;
+    enum skew_verdict verdict;
+    int64_t lead_ns; /* over this member's clock */
+};
+size_t attach_clocks(struct attach_clock *out, size_t max);
+void attach_clock_written(uint64_t member, enum skew_verdict verdict);
+
+/* ---- liveness.c: on the controller thread ---- */
+void liveness_check(struct daemon *daemon); /* writes who came and went */
+void clocks_check(struct daemon *daemon);   /* raises and resolves warnings of clocks */
+void joins_sweep(struct daemon *daemon);    /* forgets joins that were never completed */
 
 /* ---- controller.c ---- */
 enum member_role { ROLE_VOTER = 0, ROLE_STANDBY = 1, ROLE_SPARE = 2 }; /* spec numbering */

@@ -228,61 +228,11 @@ int controller_rebalance(struct daemon *daemon, struct error *err)
     return status;
 }
 
-/* ---- liveness transitions and sweeps ---- */
-
-struct transition {
-    uint64_t id;
-    bool online;
-    int64_t seen_ns;
-};
-
-static int write_transition(struct sql *sql, void *ud, struct buf *result, struct error *err)
-{
-    const struct transition *t = ud;
-    return sql_exec(sql, err, "UPDATE nodes SET online = ?2, heartbeat = ?3 WHERE id = ?1", "iii", (int64_t)t->id, (int64_t)t->online, t->seen_ns);
-}
-
-static void check_liveness(struct daemon *daemon)
-{
-    const struct view *view = view_get();
-    for (size_t i = 0; i < view->message->n_members; i++) {
-        const Covey__Internal__V1__ViewMember *member = view->message->members[i];
-        bool online = member_online(daemon, member->id);
-        if (member->state == 1 || online == (bool)member->online) {
-            continue;
-        }
-        struct transition t = {member->id, online, 0};
-        attach_silence_ms(member->id, &t.seen_ns);
-        struct error err = ERROR_INIT;
-        log_info("member.transition", "member=%s online=%d", member->name, online);
-        if (daemon_write(daemon, NULL, write_transition, &t, NULL, NULL, NULL, &err) != STATUS_OK) {
-            log_warn("member.transition", "member=%s error=\"%s\"", member->name, err.text);
-        }
-    }
-    view_unref(view);
-}
-
-static int drop_stale_joins(struct sql *sql, void *ud, struct buf *result, struct error *err)
-{
-    int64_t before = time_unix_ns() - (int64_t)PENDING_MEMBER_KEEP_S * 1000000000;
-    int status = sql_exec(sql, err,
-        "DELETE FROM certificates WHERE type = 2 AND fingerprint IN (SELECT fingerprint FROM nodes WHERE state = 1 AND created_at < ?1)", "i", before);
-    return status != STATUS_OK ? status : sql_exec(sql, err, "DELETE FROM nodes WHERE state = 1 AND created_at < ?1", "i", before);
-}
-
-static int count_stale_joins(struct sql *sql, void *ud, struct error *err)
-{
-    int64_t before = time_unix_ns() - (int64_t)PENDING_MEMBER_KEEP_S * 1000000000;
-    return sql_get_int(sql, ud, err, "SELECT count(*) FROM nodes WHERE state = 1 AND created_at < ?1", "i", before);
-}
+/* ---- sweeps ---- */
 
 static void sweep(struct daemon *daemon)
 {
-    int64_t stale = 0;
-    struct error err = ERROR_INIT;
-    if (daemon_read(daemon, DB_LOCAL, count_stale_joins, &stale, NULL, &err) == STATUS_OK && stale > 0) {
-        daemon_write(daemon, NULL, drop_stale_joins, NULL, NULL, NULL, NULL, &err);
-    }
+    joins_sweep(daemon);
     tokens_sweep(daemon);
 }
 
@@ -459,7 +409,8 @@ static void *controller_main(void *ud)
         int64_t now = time_mono_ms();
         if (now >= tick_after) {
             tick_after = now + TICK_MS;
-            check_liveness(daemon);
+            liveness_check(daemon);
+            clocks_check(daemon);
             certificate_lead(daemon); /* again, should the disk have refused it */
         }
         if (daemon_clustered(daemon) && controller.serving) {

@@ -1,6 +1,6 @@
 /* The promises that GET /1.0 makes to clients, one name each (spec/api.md 3.2). A name stands here only when all that it names is true now; what clients do
  * without it is in 3.2.2. Left out until built: clustering_evacuation, console,
- * container_backup, directory_manipulation, file_*, network*, projects, project_usage, resources*, snapshots, warnings, cluster_internal_copy. */
+ * container_backup, directory_manipulation, file_*, network*, projects, project_usage, resources*, snapshots, cluster_internal_copy. */
 #include "server.h"
 
 static const char *const names[] = {
@@ -40,6 +40,7 @@ static const char *const names[] = {
     "remote_token_expiry",
     "server_supported_storage_drivers",
     "storage",
+    "warnings",
 };
 
 const char *const *api_extensions(size_t *count)

@@ -7,6 +7,7 @@
 #include "server/events/events.h"
 #include "server/operations/operations.h"
 #include "server/services.h"
+#include "server/warnings/warnings.h"
 #include "state.h"
 #include "stopping.h"
 #include <errno.h>
@@ -117,6 +118,7 @@ static void bind_services(struct daemon *daemon)
     projects_bind();
     profiles_bind();
     pools_bind();
+    warnings_bind();
     images_bind();
     instances_bind();
 }
