@@ -177,6 +177,21 @@ static void fill_storage(struct arena *arena, Covey__V1__Environment *out)
     out->storage_supported_drivers[out->n_storage_supported_drivers++] = dir;
 }
 
+/* How a LXD client understands the flow of events (spec/placement.md 11); ours is the same in all modes: every event comes once to everybody. */
+static const char *event_mode(void)
+{
+    enum { HUBS_MIN = 2 };
+    unsigned hubs = 0;
+    const struct view *view = view_get();
+    for (size_t i = 0; i < view->message->n_members; i++) {
+        hubs += view->message->members[i]->event_hub;
+    }
+    const Covey__Internal__V1__ViewMember *self = view_member_by_id(view, daemon_id(the_daemon));
+    bool hub = self != NULL && self->event_hub;
+    view_unref(view);
+    return hubs < HUBS_MIN ? "full-mesh" : hub ? "hub-server" : "hub-client";
+}
+
 Covey__V1__Environment *server__environment(struct arena *arena, const char *project)
 {
     char fingerprint[FINGERPRINT_SIZE], name[256];
@@ -212,7 +227,7 @@ Covey__V1__Environment *server__environment(struct arena *arena, const char *pro
     out->project = arena_strdup(arena, project_or_default(project));
     out->server = (char *)"lxd";
     out->server_clustered = daemon_clustered(the_daemon);
-    out->server_event_mode = (char *)"full-mesh";
+    out->server_event_mode = (char *)event_mode();
     daemon_name(the_daemon, name, sizeof name);
     out->server_name = arena_strdup(arena, name);
     out->server_pid = getpid();

@@ -1,5 +1,5 @@
 """An event of any member reaches a stream on every member exactly once, and operations can be followed from anywhere."""
-from harness import Cluster, main, test, wait_until
+from harness import Cluster, main, needs_covey, test, wait_until
 
 
 def lifecycle(action, source):
@@ -58,6 +58,49 @@ def events_all_members():
         assert done["metadata"]["status"] == "Success" and done["location"] == "node3", done
         stream.wait_for(lifecycle("instance-created", "/1.0/instances/c1"), 10, f"instance-created on {told}")
     cluster[2].rest.delete("/1.0/instances/c1")
+
+
+@test(120)
+def events_hub_modes():
+    """V1: each event once in mesh, hub and mesh-again mode, and `server_event_mode` follows the roles at once; V2: with both hubs away all goes on."""
+    needs_covey("LXD drops and repeats events while the mode changes")
+    cluster = Cluster(5)
+    streams = {number: cluster[number].events("lifecycle") for number in (1, 3, 5)}
+
+    def modes():
+        return [member.rest.get("/1.0")["environment"]["server_event_mode"] for member in cluster.running()]
+
+    def once(name):
+        for member in cluster.running():
+            member.rest.post("/1.0/profiles", {"name": f"{name}-{member.index}"})
+        for member in cluster.running():
+            match = lifecycle("profile-created", f"/1.0/profiles/{name}-{member.index}")
+            for number, stream in streams.items():
+                if cluster[number].alive():
+                    stream.wait_for(match, 10, f"{name} of {member.name} on node{number}")
+        for member in cluster.running():
+            for number, stream in streams.items():
+                copies = stream.matching(lifecycle("profile-created", f"/1.0/profiles/{name}-{member.index}"))
+                assert len(copies) <= 1, copies
+
+    assert modes() == ["full-mesh"] * 5
+    once("mesh")
+    cluster[2].covey("cluster", "role", "add", "node4", "event-hub")
+    assert modes() == ["full-mesh"] * 5  # one is none
+    cluster[2].covey("cluster", "role", "add", "node2", "event-hub")
+    assert modes() == ["hub-client", "hub-server", "hub-client", "hub-server", "hub-client"]
+    once("hub")
+    for number in (2, 4):
+        cluster[number].stop()
+    assert modes() == ["hub-client"] * 3  # hubs that are away count
+    once("alone")
+    for number in (2, 4):
+        cluster[number].start()
+    cluster.wait_online()
+    for name in ("node2", "node4"):
+        cluster[1].covey("cluster", "role", "remove", name, "event-hub")
+    assert modes() == ["full-mesh"] * 5
+    once("again")
 
 
 main()
