@@ -565,6 +565,11 @@ static int listen_on(struct daemon *daemon, const char *address, struct error *e
     listener_get(core, sizeof core, cluster, sizeof cluster);
     const char *set_core = core[0] != '\0' ? core : address;
     if (listener_set(daemon, set_core, address, err) != STATUS_OK) {
+        static const char network[] = "Cannot listen on network ";
+        if (str_prefix(err->text, network)) { /* to the joiner it is its cluster address, whichever socket serves it */
+            struct error as = *err;
+            error_set(err, as.code, "Cannot listen on cluster %s", as.text + sizeof network - 1);
+        }
         return err->code;
     }
     int status = local_config_set(daemon->local, "core.https_address", set_core, err);

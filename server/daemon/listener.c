@@ -7,6 +7,7 @@
 #include "client_hello.h"
 #include "server/config/keys.h"
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -278,7 +279,8 @@ static int bind_one(const struct addrinfo *to, struct binding *binding)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero); /* [::] takes IPv4 too */
     }
     if (fd < 0 || bind(fd, to->ai_addr, to->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
-        snprintf(binding->reason, sizeof binding->reason, "listen tcp %s: bind: %s", binding->address, strerrordesc_np(errno));
+        const char *why = strerrordesc_np(errno);
+        snprintf(binding->reason, sizeof binding->reason, "listen tcp %s: bind: %c%s", binding->address, tolower((unsigned char)why[0]), why + 1);
         binding->in_use = binding->in_use || errno == EADDRINUSE;
         if (fd >= 0) {
             close(fd);

@@ -1,28 +1,27 @@
 """core.https_address and cluster.https_address: canonical forms, coverage, changes on a clustered server, refused listeners."""
+import contextlib
 import socket
 import threading
 import time
 
-from harness import PORT, Cluster, Member, client_certificate, free_network, main, needs_covey, refused, test, wait_until
+from harness import PORT, Client, Cluster, certificate_body, client_certificate, main, needs_covey, refused, test, wait_until
+from namespaces import NetworkCluster, inside
 
 OTHER_PORT = 8444
 THIRD_PORT = 9999
 CORE, CLUSTER = "core.https_address", "cluster.https_address"
 
 
-def listens(address):
-    """Whether REST answers there."""
+def listens(member, address):
+    """Whether REST answers there; asked from where the member is."""
     host, port = address.rsplit(":", 1)
-    try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            pass
-    except OSError:
-        return False
-    return Member.tls(_Any(), address=address).get("/1.0")["auth"] == "untrusted"
-
-
-class _Any:
-    core_address = None
+    with inside(member) if hasattr(member, "namespace") else contextlib.nullcontext():
+        try:
+            with socket.create_connection((host, int(port)), timeout=2):
+                pass
+        except OSError:
+            return False
+        return Client(address=address).get("/1.0")["auth"] == "untrusted"
 
 
 def config(member):
@@ -34,24 +33,17 @@ def set_core(member, value):
     assert config(member).get(CORE, "") == value, config(member)
 
 
-def fresh(count=1):
-    prefix = free_network(count + 2)
-    return [Member(index, f"{prefix}.{index}").start() for index in range(1, count + 1)]
-
-
 @test(120)
 def cluster_port_differs_from_api_port():
     """§18.42: members on port 8444, clients on 8443; the core address moves to another port, to the wildcard of the cluster's port, back, and away;
     members stay connected all the time. The cluster address is frozen."""
     needs_covey("5.0 cuts a member off when its core address leaves the cluster's port")
-    members = fresh(2)
-    first, second = members
+    cluster = NetworkCluster(2, formed=False)  # wildcards need a host of their own
+    first, second = members = list(cluster)
     for member in members:
         member.address = f"{member.host}:{OTHER_PORT}"
     first.bootstrap()
     second.join(first)
-    cluster = Cluster.__new__(Cluster)
-    cluster.members = members
     cluster.wait_online()
 
     def connected():
@@ -62,24 +54,24 @@ def cluster_port_differs_from_api_port():
     for member in members:
         for one in members:
             assert member.members()[one.name]["url"] == f"https://{one.host}:{OTHER_PORT}"
-        assert listens(f"{member.host}:{PORT}") and listens(f"{member.host}:{OTHER_PORT}")
+        assert listens(member, f"{member.host}:{PORT}") and listens(member, f"{member.host}:{OTHER_PORT}")
     set_core(first, f"{first.host}:{THIRD_PORT}")
-    assert listens(f"{first.host}:{THIRD_PORT}") and not listens(f"{first.host}:{PORT}")
+    assert listens(first, f"{first.host}:{THIRD_PORT}") and not listens(first, f"{first.host}:{PORT}")
     connected()
     for value in (f"{first.host}:{PORT}", ""):
         refused(400, "Changing cluster.https_address is currently not supported", first.rest.patch, "/1.0", {"config": {CLUSTER: value}})
     wildcard = f"0.0.0.0:{OTHER_PORT}"
     set_core(first, wildcard)  # takes in the cluster's listener
-    assert listens(f"{first.host}:{OTHER_PORT}") and not listens(f"{first.host}:{THIRD_PORT}")
+    assert listens(first, f"{first.host}:{OTHER_PORT}") and not listens(first, f"{first.host}:{THIRD_PORT}")
     connected()
     first.restart()
     connected()
     set_core(first, f"{first.host}:{PORT}")  # and gives it free again
-    assert listens(f"{first.host}:{PORT}") and listens(f"{first.host}:{OTHER_PORT}")
+    assert listens(first, f"{first.host}:{PORT}") and listens(first, f"{first.host}:{OTHER_PORT}")
     connected()
     set_core(first, wildcard)
     set_core(first, "")
-    assert listens(f"{first.host}:{OTHER_PORT}") and not listens(f"{first.host}:{PORT}")
+    assert listens(first, f"{first.host}:{OTHER_PORT}") and not listens(first, f"{first.host}:{PORT}")
     connected()
     # A whole PUT must repeat the cluster's address, in any spelling.
     body = first.rest.get("/1.0")["config"]
@@ -111,7 +103,7 @@ def refused_listener_changes_nothing():
 
     def watch():
         while not stop.is_set():
-            (served if listens(first.core_address) else failed).append(1)
+            (served if listens(first, first.core_address) else failed).append(1)
             time.sleep(0.02)
     thread = threading.Thread(target=watch)
     thread.start()
@@ -127,7 +119,7 @@ def refused_listener_changes_nothing():
     other.bind((f"{cluster.prefix}.99", PORT))
     other.listen(1)
     refused(500, f'Cannot listen on network HTTPS socket "0.0.0.0:{PORT}"', first.rest.patch, "/1.0", {"config": {CORE: f"0.0.0.0:{PORT}"}})
-    assert config(first) == before and listens(first.core_address)
+    assert config(first) == before and listens(first, first.core_address)
     taken.close()
     other.close()
     for key, value, text in ((CORE, "no-such-host.invalid", 'Couldn\'t resolve "no-such-host.invalid"'), (CORE, "10.0.0.1:x", "Invalid address"),
@@ -145,28 +137,32 @@ def enable(member, name):
 @test(120)
 def enable_by_addresses():
     """§18.2 to §18.8: which addresses a standalone server may be clustered with, and what its member then shows."""
+    cluster = NetworkCluster(0, formed=False)
+
     def one(settings):
-        member, = fresh()
+        member = cluster.add()
         member.rest.patch("/1.0", {"config": {key: value.format(host=member.host) for key, value in settings.items()}})
         return member
     text = "Cannot use wildcard core.https_address"
-    refused((400, 500), text, enable, one({CORE: f":{PORT}"}), "m")          # 2
-    refused((400, 500), text, enable, one({}), "m")                          # 5
+    refused((400, 500), text, enable, one({CORE: f":{PORT}"}), "m")                                      # 2
+    refused((400, 500), text, enable, one({}), "m")                                                      # 5
     for settings, port in (({CORE: "{host}"}, PORT),                                                     # 3
                            ({CORE: f":{PORT}", CLUSTER: f"{{host}}:{OTHER_PORT}"}, OTHER_PORT),          # 4
                            ({CLUSTER: f"{{host}}:{OTHER_PORT}"}, OTHER_PORT),                            # 6
                            ({CORE: "{host}:", CLUSTER: "{host}"}, PORT),                                 # 7, 8
-                           ({CORE: "localhost:" + str(PORT), CLUSTER: "127.0.0.1"}, PORT)):
+                           ({CORE: f"[::]:{PORT}", CLUSTER: "{host}"}, PORT),
+                           ({CORE: f"localhost:{PORT}", CLUSTER: "127.0.0.1"}, PORT)):
         member = one(settings)
         cluster_address = settings.get(CLUSTER, "{host}").format(host=member.host).split(":")[0] + f":{port}"
         if CLUSTER in settings:
-            assert listens(cluster_address), "before any clustering"
+            assert listens(member, cluster_address), "before any clustering"
         enable(member, "m")
         assert member.members()["m"]["url"] == f"https://{cluster_address}", (settings, member.members())
         assert config(member)[CLUSTER] == cluster_address
-        assert listens(cluster_address)
-        member.restart()
-        assert listens(cluster_address)
+        assert listens(member, cluster_address)
+        member.kill()
+        member.start()
+        assert listens(member, cluster_address)
         member.stop()
 
 
@@ -175,7 +171,6 @@ def client_moves_between_members():
     """§18.13: a client that is trusted once works with every member, also when members share one name: same port, same certificate."""
     cluster = Cluster(3)
     base = client_certificate()
-    from harness import certificate_body
     cluster[1].rest.post("/1.0/certificates", {"name": "laptop", "type": "client", "certificate": certificate_body(base)})
     fingerprint = cluster[1].rest.get("/1.0")["environment"]["certificate_fingerprint"]
     for number, member in enumerate(cluster):
