@@ -81,6 +81,13 @@ class NetworkCluster(Cluster):
         _run("ip", "-n", name, "link", "set", "eth0", "up")
         return NetworkMember(index, host, f"{CLIENTS}.{index}" if core_host else None, name)
 
+    def add_address(self, member, host):
+        """One more address of this host, e.g. for a member that is to move there."""
+        _run("ip", "-n", member.namespace, "addr", "add", f"{host}/24", "dev", "eth0")
+
+    def remove_address(self, member, host):
+        _run("ip", "-n", member.namespace, "addr", "del", f"{host}/24", "dev", "eth0")
+
     # --- faults -------------------------------------------------------------------------------------------------------------------
 
     def _apply(self):
