@@ -306,17 +306,32 @@ static bool nic_name_used(const struct device *devices, size_t count, struct bui
     return false;
 }
 
+/* Where a NIC attaches: by its own options, or as the managed network that it names says. */
+static int nic_parent(struct builder *b, const struct device *device, struct network_nic *out, struct error *err)
+{
+    const char *network = device_get(device, "network"), *nictype = device_get(device, "nictype"), *parent = device_get(device, "parent"), *mtu = device_get(device, "mtu");
+    if (network && networks__nic(b->host, network, out, err))
+        return error_prefix(err, "Failed to start device \"%s\"", device->name);
+    if (!network) {
+        *out = (struct network_nic){.kind = nictype};
+        snprintf(out->parent, sizeof(out->parent), "%s", parent);
+        snprintf(out->mtu, sizeof(out->mtu), "%s", mtu ? mtu : "");
+    }
+    if (strlen(out->parent) >= IF_NAMESIZE || access(arena_printf(b->arena, "/sys/class/net/%s", out->parent), F_OK) < 0)
+        return error_set(err, STATUS_FAILED_PRECONDITION, "Failed to start device \"%s\": Parent device \"%.32s\" doesn't exist", device->name, out->parent);
+    if (str_eq(out->kind, "bridged") && access(arena_printf(b->arena, "/sys/class/net/%s/bridge", out->parent), F_OK) < 0)
+        return error_set(err, STATUS_FAILED_PRECONDITION, "Failed to start device \"%s\": Parent device \"%s\" is not a bridge", device->name, out->parent);
+    return STATUS_OK;
+}
+
 static int nic(struct builder *b, const struct device *devices, size_t count, const struct device *device, struct error *err)
 {
-    const char *parent = device_get(device, "network"), *name = device_get(device, "name"), *mac = device_get(device, "hwaddr");
-    const char *host_name = device_get(device, "host_name"), *mtu = device_get(device, "mtu");
+    struct network_nic at;
+    const char *name = device_get(device, "name"), *mac = device_get(device, "hwaddr"), *host_name = device_get(device, "host_name");
     unsigned n = b->nics++;
-    if (!parent)
-        parent = device_get(device, "parent");
-    if (strlen(parent) >= IF_NAMESIZE || access(arena_printf(b->arena, "/sys/class/net/%s", parent), F_OK) < 0)
-        return error_set(err, STATUS_FAILED_PRECONDITION, "Failed to start device \"%s\": Parent device \"%.32s\" doesn't exist", device->name, parent);
-    if (access(arena_printf(b->arena, "/sys/class/net/%s/bridge", parent), F_OK) < 0)
-        return error_set(err, STATUS_FAILED_PRECONDITION, "Failed to start device \"%s\": Parent device \"%s\" is not a bridge", device->name, parent);
+    if (nic_parent(b, device, &at, err))
+        return err->code;
+    bool bridged = str_eq(at.kind, "bridged"), physical = str_eq(at.kind, "physical");
     if (!name && !(name = volatile_of(b, device->name, "name"))) {
         unsigned i = 0;
         do
@@ -324,28 +339,32 @@ static int nic(struct builder *b, const struct device *devices, size_t count, co
         while (nic_name_used(devices, count, b, name));
         remember(b, arena_printf(b->arena, "volatile.%s.name", device->name), name);
     }
-    if (!mac)
+    if (!mac && !physical) /* that one has an address of its own */
         mac = volatile_of(b, device->name, "hwaddr");
-    if (!mac) {
+    if (!mac && !physical) {
         uint8_t tail[3];
         random_bytes(tail, sizeof(tail));
         mac = arena_printf(b->arena, "00:16:3e:%02x:%02x:%02x", tail[0], tail[1], tail[2]);
         remember(b, arena_printf(b->arena, "volatile.%s.hwaddr", device->name), mac);
     }
-    if (!host_name) {
+    if (!host_name && bridged) {
         char hex[9];
         random_hex(hex, 4);
         host_name = arena_printf(b->arena, "veth%s", hex);
     }
-    remember(b, arena_printf(b->arena, "volatile.%s.host_name", device->name), host_name);
-    LINE(device->name, "lxc.net.%u.type = veth", n);
+    remember(b, arena_printf(b->arena, "volatile.%s.host_name", device->name), bridged ? host_name : at.parent);
+    LINE(device->name, "lxc.net.%u.type = %s", n, bridged ? "veth" : physical ? "phys" : "macvlan");
+    if (str_eq(at.kind, "macvlan"))
+        LINE(device->name, "lxc.net.%u.macvlan.mode = bridge", n);
     LINE(device->name, "lxc.net.%u.flags = up", n);
-    LINE(device->name, "lxc.net.%u.link = %s", n, parent);
+    LINE(device->name, "lxc.net.%u.link = %s", n, at.parent);
     LINE(device->name, "lxc.net.%u.name = %s", n, name);
-    LINE(device->name, "lxc.net.%u.hwaddr = %s", n, mac);
-    LINE(device->name, "lxc.net.%u.veth.pair = %s", n, host_name);
-    if (mtu)
-        LINE(device->name, "lxc.net.%u.mtu = %s", n, mtu);
+    if (mac)
+        LINE(device->name, "lxc.net.%u.hwaddr = %s", n, mac);
+    if (bridged)
+        LINE(device->name, "lxc.net.%u.veth.pair = %s", n, host_name);
+    if (at.mtu[0])
+        LINE(device->name, "lxc.net.%u.mtu = %s", n, at.mtu);
     return STATUS_OK;
 }
 

@@ -1,6 +1,7 @@
 /* Rules of devices (see device_rules.h): tables of the options that each type knows, and which of them this agent can apply. Pure. */
 #include "device_rules.h"
 #include "proto/core/core.h"
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
@@ -65,6 +66,18 @@ static bool is_mac(const char *value)
     return true;
 }
 
+static bool is_ipv4(const char *value)
+{
+    struct in_addr address;
+    return inet_pton(AF_INET, value, &address) == 1;
+}
+
+static bool is_ipv6(const char *value)
+{
+    struct in6_addr address;
+    return inet_pton(AF_INET6, value, &address) == 1;
+}
+
 /* Of a mount inside: no way up, no control characters. */
 static bool is_path(const char *value)
 {
@@ -101,7 +114,7 @@ static const struct option_rule disk_options[] = {
 static const struct option_rule nic_options[] = {
     {"type", NULL, true}, {"network", NULL, true}, {"nictype", is_nictype, true}, {"parent", is_interface, true}, {"name", is_interface, true},
     {"hwaddr", is_mac, true}, {"host_name", is_interface, true}, {"mtu", is_mtu, true}, {"boot.priority", is_number, true},
-    {"ipv4.address", NULL, false}, {"ipv6.address", NULL, false}, {"ipv4.routes", NULL, false}, {"ipv6.routes", NULL, false},
+    {"ipv4.address", is_ipv4, true}, {"ipv6.address", is_ipv6, true}, {"ipv4.routes", NULL, false}, {"ipv6.routes", NULL, false},
     {"limits.ingress", NULL, false}, {"limits.egress", NULL, false}, {"limits.max", NULL, false}, {"security.mac_filtering", is_bool, false},
     {"security.ipv4_filtering", is_bool, false}, {"security.ipv6_filtering", is_bool, false}, {"security.port_isolation", is_bool, false},
     {"vlan", NULL, false}, {"vlan.tagged", NULL, false}, {NULL, NULL, false},
@@ -266,7 +279,12 @@ int device_supported(const struct device *device, struct error *err)
     const char *nictype = device_get(device, "nictype"), *path = device_get(device, "path");
     if (!type || !type->supported)
         return error_set(err, STATUS_FAILED_PRECONDITION, "Unsupported device type \"%s\" of device \"%s\"", type ? type->type : "", device->name);
-    if (str_eq(type->type, "nic") && nictype && !str_eq(nictype, "bridged"))
+    static const char *const fixed[] = {"ipv4.address", "ipv6.address"};
+    for (size_t i = 0; i < sizeof(fixed) / sizeof(fixed[0]); i++) /* given out by the DHCP server of a managed network only */
+        if (str_eq(type->type, "nic") && device_get(device, fixed[i]) && !device_get(device, "network"))
+            return error_set(err, STATUS_FAILED_PRECONDITION, "Unsupported device option \"%s\" of device \"%s\" without \"network\"", fixed[i], device->name);
+    bool known = !nictype || str_eq(nictype, "bridged") || str_eq(nictype, "macvlan") || str_eq(nictype, "physical");
+    if (str_eq(type->type, "nic") && !known)
         return error_set(err, STATUS_FAILED_PRECONDITION, "Unsupported device type \"nic\" with nictype \"%s\" of device \"%s\"", nictype, device->name);
     if (str_eq(type->type, "disk") && device_get(device, "pool") && !(path && str_eq(path, "/")))
         return error_set(err, STATUS_FAILED_PRECONDITION, "Unsupported device type \"disk\" with a custom volume of device \"%s\"", device->name);

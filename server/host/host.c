@@ -268,6 +268,7 @@ static int watch_start(struct host *host, struct error *err)
 static void host_free(struct host *host)
 {
     instances__clear(host);
+    networks__stop(host);
     if (host->epoll_fd >= 0)
         close(host->epoll_fd);
     if (host->wake_fd >= 0)
@@ -307,8 +308,10 @@ int host_start(const struct host_config *config, struct host **out, struct error
         rc = images__clean(host, &local);
     if (!rc) {
         pools__clean(host);
-        rc = instances__load(host, &local);
+        rc = networks__start(host, &local); /* before containers start that are attached to them */
     }
+    if (!rc)
+        rc = instances__load(host, &local);
     if (!rc && (rc = pthread_create(&host->watcher, NULL, instances__watcher, host)) != 0)
         rc = error_set(&local, STATUS_RESOURCE_EXHAUSTED, "Failed to start a thread: %s", strerror(rc));
     if (rc) {

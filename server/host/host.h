@@ -39,6 +39,19 @@ void host_bind(struct host *host);
 /* Statuses of all containers that the host knows, in `arena`. Never blocks on helpers. */
 void host_instances(struct host *host, struct arena *arena, Covey__Internal__V1__InstanceStatus ***out, size_t *count);
 
+/* ---- interfaces of this host ---- */
+
+/* Names of all interfaces but ends of container pairs (veth…), with their kinds (physical, bridge, bond, vlan, loopback, unknown), sorted by name. */
+struct host_interface {
+    char *name;
+    const char *kind;
+};
+int host_interfaces(struct arena *arena, struct host_interface **out, size_t *count, struct error *err);
+/* NOT_FOUND `Network interface not found`. */
+int host_interface_state(const char *name, struct arena *arena, Covey__V1__NetworkInterfaceState **out, struct error *err);
+/* The interface that a network of this host stands on: its parent, or itself; in arena. */
+char *host_network_interface(struct host *host, const char *network, struct arena *arena);
+
 /* ---- image files ---- */
 
 enum { HOST_FINGERPRINT_SIZE = 65 };

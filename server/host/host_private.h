@@ -13,6 +13,7 @@
 
 typedef Covey__Internal__V1__InstanceSpec InstanceSpec;
 typedef Covey__Internal__V1__PoolSpec PoolSpec;
+typedef Covey__Internal__V1__NetworkSpec NetworkSpec;
 typedef Covey__Internal__V1__InstanceStatus InstanceStatus;
 
 enum instance_status { /* spec/api.md 1.3 */
@@ -84,6 +85,7 @@ struct host {
     bool stopping;
     int epoll_fd, wake_fd;
     pthread_t watcher;
+    struct networks *networks; /* with a lock of its own; never taken while `lock` is held */
 };
 
 /* ---- host.c ---- */
@@ -135,6 +137,26 @@ int pools__volume(struct host *host, const PoolSpec *pool, const char *key, char
 int pools__volume_create(struct host *host, const PoolSpec *pool, const char *key, const char *uuid, const char *image, const char *rootfs,
                          bool privileged, struct error *err);
 int pools__volume_delete(struct host *host, const PoolSpec *pool, const char *key, struct error *err);
+
+/* ---- networks.c: managed networks ---- */
+struct network_nic { /* how a NIC attaches to a managed network here */
+    const char *kind; /* "bridged", "macvlan", "physical" */
+    char parent[64], mtu[8];
+};
+int networks__start(struct host *host, struct error *err);
+void networks__stop(struct host *host); /* leaves bridges and servers alone */
+int networks__apply(struct host *host, const NetworkSpec *spec, struct error *err);
+int networks__remove(struct host *host, const NetworkSpec *spec, struct error *err);
+int networks__leases(struct host *host, const NetworkSpec *spec, struct arena *arena, Covey__V1__ListNetworkLeasesResponse **out, struct error *err);
+void networks__list(struct host *host, struct arena *arena, Covey__Internal__V1__HostNetworks *out);
+/* FAILED_PRECONDITION when this member does not have it. */
+int networks__nic(struct host *host, const char *name, struct network_nic *out, struct error *err);
+/* Tells the DHCP servers of managed bridges about the NICs of an instance that starts: names and fixed addresses. `keys`: what its start made up. */
+int networks__remember_nics(struct host *host, const InstanceSpec *spec, const char *key, const struct volatile_key *keys, size_t key_count, struct error *err);
+void networks__forget_nic(struct host *host, const char *key, const char *device); /* device NULL = all of the instance */
+
+/* ---- network_state.c: interfaces as the kernel tells ---- */
+int interfaces__subnets(struct arena *arena, char ***out, size_t *count, struct error *err);
 
 /* ---- images.c, metadata.c ---- */
 int images__clean(struct host *host, struct error *err);

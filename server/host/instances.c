@@ -588,6 +588,8 @@ int instances__delete(struct host *host, const InstanceSpec *spec, struct error 
         rc = pools__volume_delete(host, spec->pool, key, err);
     char *run = place(host, "containers", key), *logs = place(host, "logs", key);
     if (!rc)
+        networks__forget_nic(host, key, NULL);
+    if (!rc)
         rc = dir_remove_all(run, err);
     if (!rc)
         rc = dir_remove_all(logs, err);
@@ -633,6 +635,8 @@ static int start_files(struct host *host, const InstanceSpec *spec, const char *
         rc = error_errno(err, errno, "Failed to find the root folder of the instance");
     if (!rc && !(rc = dir_make(run, 0711, err)) && !(rc = dir_make(logs, 0700, err)))
         rc = config__build(host, spec, &paths, &text, keys, key_count, err);
+    if (!rc)
+        rc = networks__remember_nics(host, spec, key, *keys, *key_count, err);
     if (!rc && !(rc = write_file(run, "config", text.data, err)) && !(rc = write_file(logs, "lxc.conf", text.data, err)))
         rc = write_file(run, "seccomp", seccomp_policy, err);
     if (!rc && rename(log, old) < 0 && errno != ENOENT)

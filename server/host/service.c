@@ -210,12 +210,42 @@ HANDLER(get_pool_resources)
     return rc;
 }
 
+/* ---- networks ---- */
+
+HANDLER(apply_network)
+{
+    return networks__apply(ud, (const NetworkSpec *)request, err);
+}
+
+HANDLER(remove_network)
+{
+    return networks__remove(ud, (const NetworkSpec *)request, err);
+}
+
+HANDLER(get_network_leases)
+{
+    Covey__V1__ListNetworkLeasesResponse *out = NULL;
+    int rc = networks__leases(ud, (const NetworkSpec *)request, rpc_arena(call), &out, err);
+    *response = out ? &out->base : NULL;
+    return rc;
+}
+
+HANDLER(list_host_networks)
+{
+    Covey__Internal__V1__HostNetworks *out = arena_alloc(rpc_arena(call), sizeof(*out));
+    covey__internal__v1__host_networks__init(out);
+    networks__list(ud, rpc_arena(call), out);
+    *response = &out->base;
+    return interfaces__subnets(rpc_arena(call), &out->subnets, &out->n_subnets, err);
+}
+
 static const struct rpc_binding bindings[] = {
     {"CreateInstance", create_instance}, {"DeleteInstance", delete_instance}, {"StartInstance", start_instance}, {"StopInstance", stop_instance},
     {"FreezeInstance", freeze_instance}, {"GetInstanceState", get_instance_state}, {"ListInstances", list_instances},
     {"WatchInstances", watch_instances}, {"Exec", exec__handle}, {"CancelExec", cancel_exec}, {"Connect", exec__connect},
     {"FetchImage", fetch_image}, {"PullImage", pull_image}, {"DeleteImage", delete_image}, {"CreatePool", create_pool},
-    {"DeletePool", delete_pool}, {"GetPoolResources", get_pool_resources},
+    {"DeletePool", delete_pool}, {"GetPoolResources", get_pool_resources}, {"ApplyNetwork", apply_network}, {"RemoveNetwork", remove_network},
+    {"GetNetworkLeases", get_network_leases}, {"ListHostNetworks", list_host_networks},
 };
 
 void host_bind(struct host *host)

@@ -94,8 +94,11 @@ static void test_supported(void **state)
         {"", {"type", "disk", "path", "/m", "source", "/a", "shift", "false"}},
         {"Unsupported device option \"shift\"", {"type", "disk", "path", "/m", "source", "/a", "shift", "true"}},
         {"with a custom volume", {"type", "disk", "path", "/m", "source", "vol", "pool", "p"}},
-        {"Unsupported device type \"nic\" with nictype \"macvlan\"", {"type", "nic", "nictype", "macvlan", "parent", "e"}},
-        {"Unsupported device option \"ipv4.address\"", {"type", "nic", "network", "n", "ipv4.address", "10.0.0.2"}},
+        {"", {"type", "nic", "nictype", "macvlan", "parent", "e"}},
+        {"", {"type", "nic", "network", "n", "ipv4.address", "10.0.0.2"}},
+        {"Unsupported device type \"nic\" with nictype \"p2p\"", {"type", "nic", "nictype", "p2p"}},
+        {"Unsupported device option \"ipv4.address\"", {"type", "nic", "nictype", "bridged", "parent", "b", "ipv4.address", "10.0.0.2"}},
+        {"Unsupported device option \"ipv4.routes\"", {"type", "nic", "network", "n", "ipv4.routes", "10.0.0.0/24"}},
         {"Unsupported device type \"gpu\"", {"type", "gpu"}},
     };
     for (size_t i = 0; i < sizeof(support) / sizeof(support[0]); i++) {
