@@ -1,6 +1,6 @@
 # The daemon: everything below server/ but host/ and instance-helper/.
 set(covey_server_sources "")
-foreach(folder daemon cluster auth config operations events profiles projects instances images pools warnings)
+foreach(folder daemon cluster auth config operations events profiles projects instances images pools networks warnings)
   file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/${folder}/*.c")
   list(APPEND covey_server_sources ${sources})
 endforeach()

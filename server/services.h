@@ -9,6 +9,7 @@ void certificates_bind(void);
 void projects_bind(void);
 void profiles_bind(void);
 void pools_bind(void);
+void networks_bind(void);
 void images_bind(void);
 void instances_bind(void);
 

@@ -1,4 +1,4 @@
-/* The joiner's side (spec/cluster.md 4.3): introduce, be accepted, make the cluster's pools here (join_pools.c), exchange the database, complete.
+/* The joiner's side (spec/cluster.md 4.3): introduce, be accepted, make the cluster's pools and networks here (join_pools.c, join_networks.c), exchange the database, complete.
  *
  * The state of a join is one JSON object in the local database (key "join"), written before the step that its phase names:
  *   asked, making  the server is as before; a restart undoes what there is and tells the cluster
@@ -16,6 +16,7 @@
 #include "server/daemon/listener.h"
 #include "server/daemon/state.h"
 #include "server/events/events.h"
+#include "server/networks/networks_member.h"
 #include "server/operations/operations.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -30,6 +31,7 @@
 static void join_clear(struct join *join)
 {
     json_decref(join->pools);
+    json_decref(join->networks);
     arena_clear(&join->arena);
 }
 
@@ -130,6 +132,8 @@ static int accept_self(struct daemon *daemon, struct join *join, Covey__Internal
     request.join_id = join->join_id;
     request.pools = join->own;
     request.n_pools = join->own_count;
+    request.networks = join->own_networks;
+    request.n_networks = join->own_network_count;
     ProtobufCMessage *response = NULL;
     int status = call_membership(daemon, join, "Accept", &request.base, &response, JOIN_STEP_MS, err);
     if (status == STATUS_PERMISSION_DENIED) {
@@ -170,10 +174,10 @@ int join__save(struct daemon *daemon, struct join *join, const char *phase, stru
     for (size_t i = 0; i < join->address_count; i++) {
         json_array_append_new(addresses, json_string(join->addresses[i]));
     }
-    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:o, s:b, s:I, s:s*, s:I, s:I, s:s*, s:s*, s:s*, s:O*}", "phase", phase, "name", join->name, "address",
+    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:o, s:b, s:I, s:s*, s:I, s:I, s:s*, s:s*, s:s*, s:O*, s:O*}", "phase", phase, "name", join->name, "address",
         join->address, "join_id", join->join_id, "fingerprint", join->fingerprint, "addresses", addresses, "introduced", (int)join->introduced, "former_type",
         (json_int_t)join->former_type, "former_name", join->former_name, "id", (json_int_t)join->id, "epoch", (json_int_t)join->epoch, "cluster_id", join->cluster_id,
-        "cert", join->cluster_cert, "key", join->cluster_key, "pools", join->pools);
+        "cert", join->cluster_cert, "key", join->cluster_key, "pools", join->pools, "networks", join->networks);
     char *text = json_dumps(object, JSON_COMPACT);
     int status = text != NULL ? local_state_set(daemon->local, "join", text, err) : error_set(err, STATUS_INTERNAL, "cannot encode the state of the join");
     free(text);
@@ -222,6 +226,7 @@ static void load(struct join *join, json_t *object)
     join->cluster_cert = json_string_value(json_object_get(object, "cert"));
     join->cluster_key = json_string_value(json_object_get(object, "key"));
     join->pools = json_incref(json_object_get(object, "pools"));
+    join->networks = json_incref(json_object_get(object, "networks"));
 }
 
 static void forget(struct daemon *daemon)
@@ -340,6 +345,7 @@ static int complete_self(struct daemon *daemon, struct join *join, struct error 
     request.id = join->id;
     request.join_id = join->join_id;
     request.pools = join__pools_message(join, &request.n_pools);
+    request.networks = join__networks_message(join, &request.n_networks);
     int status = call_membership(daemon, join, "Complete", &request.base, &response, JOIN_COMPLETE_MS, err);
     crash_point("join:completed");
     if (status == STATUS_OK) {
@@ -363,6 +369,7 @@ static int finish(struct daemon *daemon, struct join *join, struct error *err)
             if (join__save(daemon, join, "joined", &drop) != STATUS_OK || drop_former(daemon, &drop) != STATUS_OK) {
                 log_error("join.former", "error=\"%s\"", drop.text); /* the next start tries again */
             }
+            networks_sync(daemon); /* those that this server had alone go */
             log_info("join.done", "member=%s id=%" PRIu64, join->name, join->id);
             return STATUS_OK;
         }
@@ -376,6 +383,7 @@ static int finish(struct daemon *daemon, struct join *join, struct error *err)
     if (switch_back(daemon, &back) != STATUS_OK) {
         core_panic(__FILE__, __LINE__, "cannot return to the former database: %s", back.text); /* the next start tries again */
     }
+    join__unmake_networks(daemon, join);
     join__unmake_pools(daemon, join);
     if (told) {
         forget(daemon);
@@ -391,6 +399,7 @@ static int finish(struct daemon *daemon, struct join *join, struct error *err)
 static void undo(struct daemon *daemon, struct join *join, int status)
 {
     struct error err = ERROR_INIT;
+    join__unmake_networks(daemon, join);
     join__unmake_pools(daemon, join);
     bool maybe_known = join->introduced || worth_repeating(status);
     if (!maybe_known || abandon_self(daemon, join)) {
@@ -406,6 +415,7 @@ static bool settle_earlier(struct daemon *daemon, json_t *object)
     struct join earlier = {0};
     arena_init(&earlier.arena);
     load(&earlier, object);
+    join__unmake_networks(daemon, &earlier);
     join__unmake_pools(daemon, &earlier);
     bool told = abandon_self(daemon, &earlier);
     join_clear(&earlier);
@@ -414,7 +424,7 @@ static bool settle_earlier(struct daemon *daemon, json_t *object)
 
 static int count_dropped(struct sql *sql, void *ud, struct error *err)
 {
-    static const char *const tables[] = {"instances", "images", "storage_pools", "profiles", "projects"};
+    static const char *const tables[] = {"instances", "images", "storage_pools", "networks", "profiles", "projects"};
     struct buf *out = ud;
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         char query[64];
@@ -448,7 +458,7 @@ static int join_steps(struct daemon *daemon, struct join *join, const Covey__V1_
     if (open) { /* its outcome decides which database this server has */
         return error_set(err, STATUS_FAILED_PRECONDITION, "This server is forming or joining a cluster already");
     }
-    if (join__load_own_pools(daemon, join, err) != STATUS_OK || join__save(daemon, join, "asked", err) != STATUS_OK) {
+    if (join__load_own_pools(daemon, join, err) != STATUS_OK || join__load_own_networks(daemon, join, err) != STATUS_OK || join__save(daemon, join, "asked", err) != STATUS_OK) {
         return err->code;
     }
     crash_point("join:asked");
@@ -460,6 +470,7 @@ static int join_steps(struct daemon *daemon, struct join *join, const Covey__V1_
     status = status == STATUS_OK ? accept_self(daemon, join, &accepted, err) : status;
     crash_point("join:accepted");
     status = status == STATUS_OK ? join__make_pools(daemon, join, accepted, request, err) : status;
+    status = status == STATUS_OK ? join__make_networks(daemon, join, accepted, request, err) : status;
     status = status == STATUS_OK ? cert_fingerprint(accepted->cluster_certificate, join->fingerprint, err) : status;
     if (status == STATUS_OK) {
         join->id = accepted->id;

@@ -30,11 +30,14 @@ struct join {
     const struct caller *requestor; /* for events; NULL = unknown */
     Covey__Internal__V1__PoolSpec **own; /* pools that this server had before */
     size_t own_count;
+    Covey__Internal__V1__NetworkSpec **own_networks;
+    size_t own_network_count;
     /* from Accept */
     uint64_t id, epoch;
     const char *cluster_id, *cluster_cert, *cluster_key;
     Covey__Internal__V1__View *view;
     json_t *pools; /* [{name, driver, config, made}]: made = not there before this join */
+    json_t *networks; /* [{name, type, config, made}] */
 };
 
 /* Calls "service.method" through any member until one answers, at most total_ms. */
@@ -53,5 +56,13 @@ int join__make_pools(struct daemon *daemon, struct join *join, const Covey__Inte
 /* Removes those that this join made. */
 void join__unmake_pools(struct daemon *daemon, struct join *join);
 Covey__Internal__V1__PoolSpec **join__pools_message(struct join *join, size_t *count);
+
+/* ---- join_networks.c: the same for networks ---- */
+int join__load_own_networks(struct daemon *daemon, struct join *join, struct error *err);
+/* `Failed to update local member network "N" …` when an interface of that name is there that is not ours. */
+int join__make_networks(struct daemon *daemon, struct join *join, const Covey__Internal__V1__AcceptResponse *accepted, const Covey__V1__UpdateClusterRequest *request,
+                        struct error *err);
+void join__unmake_networks(struct daemon *daemon, struct join *join);
+Covey__Internal__V1__NetworkSpec **join__networks_message(struct join *join, size_t *count);
 
 #endif

@@ -9,6 +9,7 @@
 #include "server/daemon/identity.h"
 #include "server/daemon/state.h"
 #include "server/events/events.h"
+#include "server/networks/networks_member.h"
 #include "server/pools/rules.h"
 #include <inttypes.h>
 #include <stdlib.h>
@@ -208,7 +209,11 @@ static int check_read(struct sql *sql, void *ud, struct error *err)
     if (status == STATUS_OK && clustered == 0) {
         status = error_set(err, STATUS_FAILED_PRECONDITION, "Clustering isn't enabled");
     }
-    return status == STATUS_OK ? check_pools(sql, ud, err) : status;
+    struct accept *in = ud;
+    Covey__Internal__V1__AcceptResponse *out = in->out;
+    status = status == STATUS_OK ? check_pools(sql, in, err) : status;
+    status = status == STATUS_OK ? networks_read_specs(sql, 0, &out->networks, &out->n_networks, in->arena, err) : status;
+    return status == STATUS_OK ? networks_check_joiner(out->networks, out->n_networks, in->request->networks, in->request->n_networks, err) : status;
 }
 
 static int accept_read(struct sql *sql, void *ud, struct error *err)
@@ -348,6 +353,7 @@ static int complete_write(struct sql *sql, void *ud, struct buf *result, struct 
         }
         free(pool);
     }
+    status = status == STATUS_OK ? networks_complete_join(sql, node, in->request->networks, in->request->n_networks, err) : status;
     if (status == STATUS_OK) {
         status = sql_exec(sql, err, "UPDATE nodes SET state = 0, online = 1, heartbeat = ?2 WHERE id = ?1 AND state = 1", "ii", node, in->now_ns);
     }
@@ -430,6 +436,7 @@ static int who_leads(struct rpc_call *call, const ProtobufCMessage *message, Pro
 static struct rpc_binding bindings[] = {
     {"Accept", accept_join}, {"Complete", complete_join}, {"WhoLeads", who_leads}, {"Attach", NULL}, {"Introduce", NULL}, {"Abandon", NULL}, {NULL}, {NULL}, {NULL},
     {"HandOver", handover_serve},
+    {"SyncNetworks", network_sync},
 };
 
 void membership_bind(void)

@@ -344,15 +344,17 @@ static int build_config(struct sql *sql, struct arena *arena, Covey__Internal__V
     }
     size_t questions = 0;
     s = sql_query(sql,
-        "SELECT DISTINCT storage_pools.name, storage_pools_config.key FROM storage_pools_config JOIN storage_pools ON storage_pools.id = storage_pool_id"
-        " WHERE node_id IS NOT NULL AND storage_pools.state = 1 AND storage_pools_config.key NOT LIKE 'volatile.%' ORDER BY 1, 2", "");
+        "SELECT DISTINCT 'storage-pool', storage_pools.name, storage_pools_config.key, 'storage pool' FROM storage_pools_config JOIN storage_pools ON storage_pools.id = storage_pool_id"
+        " WHERE node_id IS NOT NULL AND storage_pools.state = 1 AND storage_pools_config.key NOT LIKE 'volatile.%'"
+        " UNION SELECT DISTINCT 'network', networks.name, networks_config.key, 'network' FROM networks_config JOIN networks ON networks.id = network_id"
+        " WHERE node_id IS NOT NULL AND networks.state = 1 AND networks_config.key NOT LIKE 'volatile.%' ORDER BY 1, 2, 3", "");
     while (sql_next(s)) {
         Covey__V1__MemberConfigKey *key = arena_alloc(arena, sizeof *key);
         covey__v1__member_config_key__init(key);
-        key->entity = arena_strdup(arena, "storage-pool");
-        key->name = arena_strdup(arena, sql_text(s, 0));
-        key->key = arena_strdup(arena, sql_text(s, 1));
-        key->description = arena_printf(arena, "\"%s\" property for storage pool \"%s\"", key->key, key->name);
+        key->entity = arena_strdup(arena, sql_text(s, 0));
+        key->name = arena_strdup(arena, sql_text(s, 1));
+        key->key = arena_strdup(arena, sql_text(s, 2));
+        key->description = arena_printf(arena, "\"%s\" property for %s \"%s\"", key->key, sql_text(s, 3), key->name);
         APPEND(arena, view->member_config, view->n_member_config, questions, key);
     }
     if (sql_done(s, err) != STATUS_OK) {

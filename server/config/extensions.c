@@ -1,6 +1,6 @@
 /* The promises that GET /1.0 makes to clients, one name each (spec/api.md 3.2). A name stands here only when all that it names is true now; what clients do
  * without it is in 3.2.2. Left out until built: clustering_evacuation, console,
- * container_backup, directory_manipulation, file_*, network*, projects, project_usage, resources*, snapshots, cluster_internal_copy. */
+ * container_backup, directory_manipulation, file_*, projects, project_usage, resources*, snapshots, cluster_internal_copy. */
 #include "server.h"
 
 static const char *const names[] = {
@@ -35,7 +35,12 @@ static const char *const names[] = {
     "instance_all_projects",
     "instance_bulk_state_change",
     "instance_get_full",
+    "instance_nic_network",
     "instances",
+    "network",
+    "network_leases",
+    "network_leases_location",
+    "network_state",
     "operation_description",
     "patch",
     "profile_usedby",

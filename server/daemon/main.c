@@ -5,6 +5,7 @@
 #include "listener.h"
 #include "server/cluster/upgrade.h"
 #include "server/events/events.h"
+#include "server/networks/networks_member.h"
 #include "server/operations/operations.h"
 #include "server/services.h"
 #include "server/warnings/warnings.h"
@@ -118,6 +119,7 @@ static void bind_services(struct daemon *daemon)
     projects_bind();
     profiles_bind();
     pools_bind();
+    networks_bind();
     warnings_bind();
     images_bind();
     instances_bind();
@@ -250,6 +252,7 @@ static void stop(struct daemon *daemon, int signal)
     identity_serve(NULL);
     rpc_server_destroy(grpc_local, STOP_GRACE_MS);
     rpc_server_destroy(grpc_tls, STOP_GRACE_MS);
+    networks_sync_stop();
     state_close_database(daemon);
     members_forget_channels();
     host_stop(daemon->host);
@@ -299,6 +302,7 @@ int main(int argc, char **argv)
     if (ended == 0) {
         daemon_set_phase(DAEMON_READY);
         log_info("daemon.ready", "id=%llu ms=%lld", (unsigned long long)daemon_id(the_daemon), (long long)(time_mono_ms() - the_daemon->started_ms));
+        networks_sync(the_daemon);
         instances_autostart(the_daemon);
         for (ended = SIGHUP; ended == SIGHUP;) {
             if (sigwait(&signals, &ended) != 0) {

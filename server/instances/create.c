@@ -6,6 +6,7 @@
 #include "placement.h"
 #include "rules.h"
 #include "server/cluster/cluster.h"
+#include "server/networks/devices.h"
 #include "source.h"
 #include <stdlib.h>
 #include <string.h>
@@ -267,6 +268,7 @@ static int compose(struct sql *sql, struct work *work, struct error *err)
     if (status == STATUS_OK && (status = device_set_check(&work->expanded.devices, true, err)) != STATUS_OK && str_prefix(err->text, "Failed getting root disk")) {
         return error_prefix(err, "Failed initialising instance");
     }
+    status = status == STATUS_OK ? networks_check_devices(sql, &work->expanded.devices, 0, err) : status;
     status = status == STATUS_OK ? find_pool(sql, work, err) : status;
     if (status != STATUS_OK) {
         return status;

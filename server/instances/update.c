@@ -5,6 +5,7 @@
 
 #include "server/cluster/cluster.h"
 #include "server/daemon/etag.h"
+#include "server/networks/devices.h"
 #include <string.h>
 
 enum { DESCRIPTION_BYTES_MAX = 64 * 1024 };
@@ -151,6 +152,7 @@ static int update(struct sql *sql, struct work *work, struct error *err)
     status = status == STATUS_OK ? device_set_check(&next.devices, false, err) : status;
     status = status == STATUS_OK ? instance_expand(sql, ids, count, &next, &expanded, arena, err) : status;
     status = status == STATUS_OK ? device_set_check(&expanded.devices, true, err) : status;
+    status = status == STATUS_OK ? networks_check_devices(sql, &expanded.devices, instance->id, err) : status;
     status = status == STATUS_OK ? check_root(&instance->expanded, &expanded, err) : status;
     status = status == STATUS_OK && work->running ? check_live(&instance->expanded, &expanded, arena, err) : status;
     status = status == STATUS_OK ? instance_fill_volatile(sql, &next, &expanded.devices, arena, err) : status;

@@ -4,6 +4,7 @@
 #include "server/events/events.h"
 #include "server/instances/rules.h"
 #include "server/instances/settings.h"
+#include "server/networks/devices.h"
 #include "server/services.h"
 #include <inttypes.h>
 #include <stdlib.h>
@@ -174,7 +175,9 @@ static int create_write(struct sql *sql, void *ud, struct buf *result, struct er
     if (status == STATUS_ALREADY_EXISTS) {
         return error_set(err, STATUS_ALREADY_EXISTS, "Error inserting \"%s\" into database: The profile already exists", work->name);
     }
-    return status == STATUS_OK ? spec_store(sql, "profile", sql_last_id(sql), &work->spec, work->arena, err) : status;
+    int64_t id = status == STATUS_OK ? sql_last_id(sql) : 0;
+    status = status == STATUS_OK ? networks_check_devices(sql, &work->spec.devices, 0, err) : status;
+    return status == STATUS_OK ? spec_store(sql, "profile", id, &work->spec, work->arena, err) : status;
 }
 
 static void lifecycle(struct rpc_call *call, const char *action, const struct work *work, const char *name, const char *context)
@@ -247,6 +250,7 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
     if (status == STATUS_OK) {
         spec_overlay(&next, &work->spec, work->arena);
         status = check_users(sql, id, &next, err);
+        status = status == STATUS_OK ? networks_check_devices(sql, &work->spec.devices, 0, err) : status;
     }
     if (status == STATUS_OK && work->description != NULL) {
         status = sql_exec(sql, err, "UPDATE profiles SET description = ?2 WHERE id = ?1 AND description <> ?2", "is", id, work->description);
