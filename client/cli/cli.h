@@ -167,6 +167,10 @@ int local_database_query(const char *dir, const char *query, json_t **reply, str
 int cluster_member_get(struct cli *cli, struct covey_client **client, json_t **member, char **etag, struct error *err);
 int cluster_needed(struct cli *cli, struct covey_client *client, struct error *err); /* `LXD server isn't part of a cluster` */
 
+/* ---- network.c ---- */
+/* The NIC that attaches to a network: by `network` to a managed one, else to the interface as its kind needs. name: inside, NULL = the server's choice. */
+int network_nic(struct cli *cli, struct covey_client *client, const char *network, const char *name, json_t **device, struct error *err);
+
 /* ---- commands ---- */
 #define COMMANDS(X) \
     X(cluster_list) X(cluster_show) X(cluster_add) X(cluster_list_tokens) X(cluster_revoke_token) X(cluster_enable) X(cluster_remove) \
@@ -180,6 +184,8 @@ int cluster_needed(struct cli *cli, struct covey_client *client, struct error *e
     X(image_alias_list) X(image_alias_create) X(image_alias_delete) X(image_alias_rename) \
     X(profile_list) X(profile_show) X(profile_create) X(profile_delete) X(profile_rename) X(profile_set) X(profile_unset) X(profile_get) \
     X(profile_edit) X(profile_device_add) X(profile_device_remove) X(profile_device_list) X(profile_device_show) \
+    X(network_list) X(network_create) X(network_show) X(network_get) X(network_set) X(network_unset) X(network_edit) X(network_delete) \
+    X(network_rename) X(network_info) X(network_list_leases) X(network_attach_profile) X(network_detach_profile) \
     X(storage_list) X(storage_create) X(storage_show) X(storage_delete) X(storage_info) X(project_list) X(project_show) \
     X(launch) X(init) X(list) X(info) X(exec) X(stop) X(start) X(restart) X(pause) X(delete) X(rename) \
     X(operation_list) X(operation_show) X(operation_delete) X(monitor) X(rpc) X(version) X(completion) X(complete) \

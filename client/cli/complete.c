@@ -13,6 +13,7 @@ static const struct source sources[] = {
     {"<warning>", "Warnings/ListWarnings", "warnings", "uuid"},
     {"<image>", "Images/ListImageAliases", "aliases", "name"},      {"<alias>", "Images/ListImageAliases", "aliases", "name"},
     {"<profile>", "Profiles/ListProfiles", "profiles", "name"},     {"<pool>", "StoragePools/ListStoragePools", "pools", "name"},
+    {"<network>", "Networks/ListNetworks", "networks", "name"},
     {"<project>", "Projects/ListProjects", "projects", "name"},
 };
 

@@ -59,13 +59,10 @@ static int set_devices(struct cli *cli, struct covey_client *client, json_t *req
     if (pool)
         json_object_set_new(devices, "root", json_pack("{s:s,s:s,s:s}", "type", "disk", "path", "/", "pool", pool));
     if (network) {
-        char *path = xasprintf("/sys/class/net/%s/bridge", network);
-        struct error ignored = ERROR_INIT;
-        struct buf unused = {0};
-        bool bridge = file_read(path, 1, &unused, &ignored) != STATUS_NOT_FOUND; /* a folder: any other answer means it is there */
-        buf_free(&unused);
-        free(path);
-        json_object_set_new(devices, "eth0", json_pack("{s:s,s:s,s:s,s:s}", "type", "nic", "name", "eth0", "nictype", bridge ? "bridged" : "macvlan", "parent", network));
+        json_t *nic;
+        status = network_nic(cli, client, network, "eth0", &nic, err);
+        if (!status)
+            json_object_set_new(devices, "eth0", nic);
     }
     size_t count = cli_flag_list(cli, "device", values, CLI_FLAGS_MAX);
     for (size_t i = 0; i < count && !status; i++) {

@@ -257,6 +257,9 @@ static const struct noun project_noun = {"Projects/GetProject", "Projects/Create
                                          "local member project"};
 static const struct noun profile_noun = {"Profiles/GetProfile", "Profiles/CreateProfile", "Profiles/UpdateProfile", "Profiles/DeleteProfile", "profile"};
 
+static const struct noun network_noun = {"Networks/GetNetwork", "Networks/CreateNetwork", "Networks/UpdateNetwork", "Networks/DeleteNetwork",
+                                         "local member network"};
+
 static int apply_item(struct apply *apply, const struct noun *noun, const json_t *item, struct error *err)
 {
     const char *name = json_text(item, "name");
@@ -303,19 +306,57 @@ static int apply_list(struct apply *apply, const struct noun *noun, const json_t
     return STATUS_OK;
 }
 
-/* Networks are not built: a preseed that wants one is refused where it would be made. */
-static int apply_networks(const json_t *list, bool default_project, struct error *err)
+/* Any interface of a network's name counts as an existing one. */
+static int apply_network(struct apply *apply, const json_t *item, const char *project, struct error *err)
+{
+    const char *name = json_text(item, "name"), *type = *json_text(item, "type") ? json_text(item, "type") : "bridge";
+    json_t *network, *wanted = json_deep_copy(item), *who = json_pack("{s:s,s:s}", "name", name, "project", project);
+    json_object_set_new(wanted, "project", json_string(project));
+    int status = client_call(apply->client, network_noun.get, json_deep_copy(who), &network, err);
+    if (status == STATUS_NOT_FOUND) {
+        status = client_call(apply->client, network_noun.create, wanted, NULL, err);
+        if (status)
+            error_prefix(err, "Failed to create local member network \"%s\" in project \"%s\"", name, project);
+        else
+            on_failure(apply, network_noun.delete, json_incref(who));
+        json_decref(who);
+        return status;
+    }
+    json_decref(wanted);
+    json_decref(who);
+    if (status)
+        return error_prefix(err, "Failed to retrieve network \"%s\" in project \"%s\"", name, project);
+    json_t *before = json_deep_copy(network);
+    if (json_is_false(json_object_get(network, "managed")))
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "Network interface \"%s\" is there already and is not managed", name);
+    else if (strcmp(type, json_text(network, "type")) != 0)
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "Network \"%s\" is of type \"%s\" instead of \"%s\"", name, json_text(network, "type"), type);
+    overlay(network, item);
+    if (!status)
+        status = client_call(apply->client, network_noun.update, json_incref(network), NULL, err);
+    if (status)
+        error_prefix(err, "Failed to update local member network \"%s\" in project \"%s\"", name, project);
+    else
+        on_failure(apply, network_noun.update, json_incref(before));
+    json_decref(before);
+    json_decref(network);
+    return status;
+}
+
+static int apply_networks(struct apply *apply, const json_t *list, bool default_project, struct error *err)
 {
     size_t index;
     const json_t *item;
+    int status = STATUS_OK;
     json_array_foreach(list, index, item)
     {
         const char *project = *json_text(item, "project") ? json_text(item, "project") : "default";
-        if ((strcmp(project, "default") == 0) == default_project)
-            return error_set(err, STATUS_UNIMPLEMENTED, "Failed to create local member network \"%s\" in project \"%s\": not implemented",
-                             json_text(item, "name"), project);
+        if (!status && !*json_text(item, "name"))
+            status = error_set(err, STATUS_INVALID_ARGUMENT, "Failed to create local member network: it has no name");
+        if (!status && (strcmp(project, "default") == 0) == default_project)
+            status = apply_network(apply, item, project, err);
     }
-    return STATUS_OK;
+    return status;
 }
 
 static int apply_cluster(struct apply *apply, const json_t *cluster, struct error *err)
@@ -358,11 +399,11 @@ static int apply_all(struct apply *apply, json_t *preseed, const json_t *cluster
     if (!status)
         status = apply_list(apply, &pool_noun, json_object_get(preseed, "storage_pools"), err);
     if (!status)
-        status = apply_networks(networks, true, err);
+        status = apply_networks(apply, networks, true, err);
     if (!status)
         status = apply_list(apply, &project_noun, json_object_get(preseed, "projects"), err);
     if (!status)
-        status = apply_networks(networks, false, err);
+        status = apply_networks(apply, networks, false, err);
     if (!status)
         status = apply_list(apply, &profile_noun, json_object_get(preseed, "profiles"), err);
     if (!status && cluster)
@@ -415,10 +456,17 @@ int preseed_dump(struct cli *cli, struct covey_client *client, json_t **preseed,
     static const char *const pool[] = {"config", "description", "name", "driver", NULL};
     static const char *const profile[] = {"config", "description", "devices", "name", NULL};
     static const char *const project[] = {"config", "description", "name", NULL};
-    json_t *server = NULL, *pools = NULL, *profiles = NULL, *projects = NULL;
+    static const char *const network[] = {"config", "description", "name", "type", NULL};
+    json_t *server = NULL, *networks = NULL, *pools = NULL, *profiles = NULL, *projects = NULL, *managed = json_array(), *one;
+    size_t index;
     int status = client_call(client, "Server/GetServer", NULL, &server, err);
     if (!status)
         status = client_call(client, "StoragePools/ListStoragePools", json_pack("{s:i}", "recursion", 1), &pools, err);
+    if (!status)
+        status = client_call(client, "Networks/ListNetworks", json_pack("{s:i}", "recursion", 1), &networks, err);
+    json_array_foreach(json_object_get(networks, "networks"), index, one)
+        if (json_is_true(json_object_get(one, "managed")))
+            json_array_append(managed, one);
     if (!status)
         status = client_call(client, "Profiles/ListProfiles", json_pack("{s:i}", "recursion", 1), &profiles, err);
     if (!status)
@@ -426,11 +474,13 @@ int preseed_dump(struct cli *cli, struct covey_client *client, json_t **preseed,
     json_t *config = json_object_get(server, "config");
     *preseed = NULL;
     if (!status)
-        *preseed = json_pack("{s:O,s:[],s:o,s:o,s:o}", "config", config ? config : server, "networks", "storage_pools",
+        *preseed = json_pack("{s:O,s:o,s:o,s:o,s:o}", "config", config ? config : server, "networks", dump_list(managed, network), "storage_pools",
                              dump_list(json_object_get(pools, "pools"), pool), "profiles", dump_list(json_object_get(profiles, "profiles"), profile),
                              "projects", dump_list(json_object_get(projects, "projects"), project));
     if (!status && !config)
         json_object_set_new(*preseed, "config", json_object());
+    json_decref(managed);
+    json_decref(networks);
     json_decref(server);
     json_decref(pools);
     json_decref(profiles);
