@@ -96,15 +96,20 @@ void join__unmake_networks(struct daemon *daemon, struct join *join)
 {
     json_t *object;
     size_t i;
+    struct error read = ERROR_INIT;
+    if (json_array_size(join->networks) == 0) {
+        return;
+    }
+    /* Since an earlier attempt this server may have made one of the name for itself. */
+    bool known = join__load_own_networks(daemon, join, &read) == STATUS_OK;
     json_array_foreach(join->networks, i, object) {
         struct error err = ERROR_INIT;
-        if (json_is_true(json_object_get(object, "made")) && agent_self(daemon, "RemoveNetwork", message(&join->arena, object), &join->arena, &err) != STATUS_OK) {
+        bool ours = !known || is_own(join, json_string_value(json_object_get(object, "name"))) || !json_is_true(json_object_get(object, "made"));
+        if (!ours && agent_self(daemon, "RemoveNetwork", message(&join->arena, object), &join->arena, &err) != STATUS_OK) {
             log_warn("join.network", "network=%s error=\"%s\"", json_string_value(json_object_get(object, "name")), err.text);
         }
     }
-    if (json_array_size(join->networks) > 0) {
-        networks_sync(daemon); /* those of our own that were changed for the join */
-    }
+    networks_sync(daemon); /* those of our own that were changed for the join, and what could not be done now */
 }
 
 NetworkSpec **join__networks_message(struct join *join, size_t *count)

@@ -121,7 +121,6 @@ def lease(member, name, kind, hostname=None):
 def network_bridge_serves_containers():
     """A container gets its address by DHCP; the bridge, its server and its rules outlive the daemon, and go with the network."""
     member = NetCluster(1, formed=False)[1]
-    events = member.events("lifecycle")
     create(member, "br0", description="first")
     shown = network(member, "br0")
     config = shown["config"]
@@ -186,11 +185,14 @@ def network_bridge_serves_containers():
         member.lxc("delete", "--force", name)
     assert not lease(member, "br0", "static")
     member.rest.patch("/1.0/profiles/default", {"devices": {"eth0": {"type": "none"}}})
+    events = member.events("lifecycle")
     member.rest.delete("/1.0/networks/br0")
     assert "br0" not in member.interfaces() and "covey_br0" not in member.tables() and not member.dns("br0")
     assert not os.path.exists(f"{member.dir}/networks/br0")
     refused(404, "Network not found", member.rest.get, "/1.0/networks/br0")
-    for action in ("network-created", "network-deleted"):
+    create(member, "br0")
+    member.rest.delete("/1.0/networks/br0")
+    for action in ("network-deleted", "network-created"):
         events.wait_for(lambda one, wanted=action: one["metadata"].get("action") == wanted and one["metadata"]["source"] == "/1.0/networks/br0", 10, action)
 
 
