@@ -368,6 +368,9 @@ _Noreturn static void on_panic(void *cls, const char *file, unsigned line, const
 static int listen_unix(const char *path, int64_t group, struct error *err)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    int given = inherited_socket(path);
+    if (given >= 0)
+        return given; /* and its file is not ours to remove */
     if (strlen(path) >= sizeof(addr.sun_path)) {
         error_set(err, STATUS_INVALID_ARGUMENT, "the path of the socket is too long: %s", path);
         return -1;

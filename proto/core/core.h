@@ -107,6 +107,9 @@ int dir_make(const char *path, mode_t mode, struct error *err); /* with parents;
 int dir_remove_all(const char *path, struct error *err);        /* never follows links nor crosses mount points; absent is fine */
 
 /* ---- processes ---- */
+/* The listening local socket with this path that a service manager handed to this process, not blocking, not passed on; -1 = none. The file stays the
+ * manager's: do not remove it. */
+int inherited_socket(const char *path);
 struct process_result {
     int exit_code; /* 128+N when killed by signal N */
     struct buf out; /* stdout, at most out_max */

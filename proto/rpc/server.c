@@ -584,11 +584,14 @@ struct rpc_server *rpc_server_listen_unix(const char *path, int64_t group, struc
 {
     struct rpc_server *server = server_new();
 
-    if (bind_local(path, group, &server->listen_fd, err) != STATUS_OK) {
-        rpc_server_destroy(server, 0);
-        return NULL;
+    server->listen_fd = inherited_socket(path);
+    if (server->listen_fd < 0) {
+        if (bind_local(path, group, &server->listen_fd, err) != STATUS_OK) {
+            rpc_server_destroy(server, 0);
+            return NULL;
+        }
+        server->path = xstrdup(path);
     }
-    server->path = xstrdup(path);
     server->group = group;
     server->insecure = grpc_insecure_server_credentials_create();
     server->stop_fd = eventfd(0, EFD_CLOEXEC);

@@ -5,6 +5,7 @@
 
 #include "placement.h"
 #include "rules.h"
+#include "server/cluster/levels.h"
 #include "server/cluster/cluster.h"
 #include "server/networks/devices.h"
 #include "source.h"
@@ -25,6 +26,7 @@ struct work {
     const char *default_architecture;
     uint64_t *online;
     size_t online_count;
+    bool target_blocked; /* by an upgrade */
     struct op_spec *op;     /* its member is set when it is chosen */
 
     /* found in the transaction */
@@ -165,7 +167,8 @@ static int place(struct sql *sql, struct work *work, struct error *err)
         return error_set(err, STATUS_PERMISSION_DENIED, "Cluster member is evacuated");
     }
     if (!chosen->online) {
-        return error_set(err, STATUS_FAILED_PRECONDITION, "Target cluster member is offline");
+        return error_set(err, STATUS_FAILED_PRECONDITION, work->target_blocked ? "Target cluster member waits for other members to be upgraded"
+                                                                               : "Target cluster member is offline");
     }
     if (!chosen->project_may) {
         return error_set(err, STATUS_PERMISSION_DENIED, "Project isn't allowed to use this cluster member: \"%.128s\"", work->request->target);
@@ -475,7 +478,7 @@ static int check_request(const Covey__V1__CreateInstanceRequest *request, struct
     return source_check(request->source, err);
 }
 
-/* Who is online cannot be asked inside the transaction (its thread takes no locks): a moment earlier. */
+/* Who is online (and not blocked by an upgrade) cannot be asked inside the transaction (its thread takes no locks): a moment earlier. */
 static void note_online(struct work *work)
 {
     const struct view *view = view_get();
@@ -484,9 +487,11 @@ static void note_online(struct work *work)
     work->online[work->online_count++] = daemon_id(the_daemon);
     for (size_t i = 0; i < n; i++) {
         uint64_t id = view->message->members[i]->id;
-        if (id != work->online[0] && member_online(the_daemon, id)) {
+        bool blocked = level_show(view->message, id).blocked;
+        if (id != work->online[0] && member_online(the_daemon, id) && !blocked) {
             work->online[work->online_count++] = id;
         }
+        work->target_blocked = work->target_blocked || (blocked && id == work->target);
     }
     const char *architecture = view_config(view, "images.default_architecture");
     work->default_architecture = arena_strdup(work->arena, architecture != NULL ? architecture : "");

@@ -1,6 +1,8 @@
 """How a member starts and stops: what it answers before it is ready, what each signal does, the commands around it, without a majority too."""
 import os
 import signal
+import socket
+import subprocess
 import time
 
 from harness import Cluster, execute, main, program, refused, test, wait_until
@@ -65,6 +67,7 @@ def before_ready():
     wait_until(said, 20, "the refusal")
     refused(503, "LXD daemon setup in progress", fast, one.rest.get, "/1.0")
     refused(503, "LXD daemon setup in progress", fast, one.rest.put, "/1.0/profiles/default", {})
+    refused(503, "LXD daemon not ready yet", fast, one.rest.get, "/internal/ready")
     assert cluster[2].name in one.admin("sql", "local", "SELECT name FROM raft_nodes").stdout
     result = one.admin("waitready", "-t", "2", check=False)
     assert result.returncode == 1 and "LXD still not running after 2s timeout (LXD daemon not ready yet)" in result.stderr, result
@@ -211,6 +214,31 @@ def activate_if_needed():
     if os.path.exists("/usr/bin/setpriv"):
         result = one.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program("covey"), "admin", "activateifneeded"], check=False)
         assert result.returncode == 1 and "This must be run as root" in result.stderr, result
+
+
+@test(120)
+def socket_activation():
+    """The daemon takes the listening socket that a service manager opened for it, and leaves its file there."""
+    one = Cluster(1, formed=False)[1]
+    one.rest.get("/internal/ready")
+    one.stop()
+    path = os.path.join(one.dir, "grpc.socket")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen(8)
+        inode = os.stat(path).st_ino
+        waiting = subprocess.Popen([program("covey"), "admin", "waitready", "-t", "30"], env=one.environment())  # already in its queue
+        with open(one.stderr, "ab") as stderr:
+            one.process = subprocess.Popen(["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", program("coveyd"), "--dir", one.dir],
+                                           env=one.environment() | {"LISTEN_FDS": "1"}, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
+                                           pass_fds=(3,), preexec_fn=lambda: os.dup2(listening.fileno(), 3, inheritable=True))
+    one.expected_down = False
+    assert waiting.wait(40) == 0
+    one.wait_ready()
+    one.stop()
+    assert os.stat(path).st_ino == inode
+    one.start()  # without a manager the stale file is replaced
+    one.admin("sql", "local", "SELECT 1")
 
 
 @test(120)

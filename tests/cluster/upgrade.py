@@ -267,6 +267,8 @@ def blocked_member_keeps_containers():
     change(cluster[3], api=1)
     blocked(cluster[3])
     os.kill(pid, 0)
+    refused(400, "waits for other members to be upgraded", cluster[1].rest.post, "/1.0/instances?target=node3",
+            {"name": "c2", "source": {"type": "image", "alias": "busybox"}})
     refused(400, WAITING, cluster[1].rest.put, "/1.0/instances/c1/state", {"action": "stop", "force": True, "timeout": 5})
     os.kill(pid, 0)
     other = next(member for member in (cluster[1], cluster[2]) if member is not cluster.leader())
