@@ -62,11 +62,24 @@ static int read_change(struct sql *sql, void *ud, struct error *err)
     return status == STATUS_OK ? done : status;
 }
 
+int certificate_generation(struct sql *sql, int64_t *out, struct error *err)
+{
+    enum { STEP = 2 }; /* storage/schema/002_certificate_generation.sql */
+    int64_t version = 0;
+    *out = 0;
+    int status = sql_get_int(sql, &version, err, "SELECT coalesce(max(version), 0) FROM schema", "");
+    return status != STATUS_OK || version < STEP ? status : sql_get_int(sql, out, err, "SELECT certificate_generation FROM cluster WHERE id = 1", "");
+}
+
 static int commit_change(struct sql *sql, void *ud, struct buf *result, struct error *err)
 {
     const struct change *change = ud;
-    int64_t pending = 0;
-    int status = sql_get_int(sql, &pending, err, "SELECT count(*) FROM nodes WHERE state = 1", "");
+    int64_t pending = 0, generation = 0;
+    int status = certificate_generation(sql, &generation, err);
+    if (status == STATUS_OK && generation == 0) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "Wait for other cluster nodes to upgrade their versions");
+    }
+    status = status == STATUS_OK ? sql_get_int(sql, &pending, err, "SELECT count(*) FROM nodes WHERE state = 1", "") : status;
     if (status == STATUS_OK && pending > 0) {
         status = error_set(err, STATUS_FAILED_PRECONDITION, "A server is joining the cluster, try again later");
     }

@@ -70,6 +70,8 @@ bool attach_member_ready(uint64_t member);
 /* ---- certificate.c: the certificate that all members present ---- */
 rpc_handler certificate_update_handler(void); /* covey.v1.Cluster.UpdateClusterCertificate */
 void certificate_membership_handlers(struct rpc_binding out[3]);
+/* How often the certificate was changed, from 1; 0 while members that know nothing of it keep the column away. */
+int certificate_generation(struct sql *sql, int64_t *out, struct error *err);
 /* On the leader: takes the pair from the database if it is not the one in use. May block on disk. */
 void certificate_lead(struct daemon *daemon);
 /* On another member: puts in use what the view names, from what was staged or from the leader behind `channel`. May block for a moment. */

@@ -367,7 +367,7 @@ static int build_config(struct sql *sql, struct arena *arena, Covey__Internal__V
         status = cert_fingerprint(pem, fingerprint, err);
         view->cluster_certificate_fingerprint = arena_strdup(arena, fingerprint);
         int64_t generation = 0;
-        status = status == STATUS_OK ? sql_get_int(sql, &generation, err, "SELECT certificate_generation FROM cluster WHERE id = 1", "") : status;
+        status = status == STATUS_OK ? certificate_generation(sql, &generation, err) : status;
         view->cluster_certificate_generation = (uint64_t)generation;
     } else if (status == STATUS_NOT_FOUND) {
         status = STATUS_OK; /* standalone */
