@@ -64,6 +64,7 @@ struct rpc_channel *rpc_channel_tls(const char *address, const char *fingerprint
     char *target = xasprintf("dns:///%s", address);
     struct tls_pin *pin = tls_pin_create(fingerprint, alt_fingerprint);
     struct rpc_channel *channel = channel_new(target, tls_channel_credentials(pin, identity), pin);
+    channel->peer = xstrdup(address);
     free(target);
     return channel;
 }
@@ -120,13 +121,24 @@ bool client__never_sent(const struct error *err)
     return strstr(err->text, "failed to connect") != NULL || strstr(err->text, "Failed to connect") != NULL;
 }
 
+/* What is of use to people in gRPC's words about a connection: the verifier's own text (tls.c), the system's reason. NULL = nothing. */
+static const char *reason_of(const char *text)
+{
+    static const char refused[] = "remote host: ";
+    const char *certificate = strstr(text, "the server's certificate"), *system = strstr(text, refused);
+    return certificate != NULL ? certificate : system != NULL ? system + sizeof(refused) - 1 : NULL;
+}
+
 /* What gRPC says of a broken connection names neither the member nor a reason that its users know. */
 static void name_peer(const struct rpc_channel *channel, struct error *err)
 {
     if (channel->peer == NULL || (err->code != STATUS_UNAVAILABLE && err->code != STATUS_UNKNOWN))
         return;
     log_debug("rpc.connection", "peer=\"%s\" error=\"%s\"", channel->peer, err->text);
-    error_set(err, err->code, client__never_sent(err) ? "failed to connect to %s" : "the connection to %s broke", channel->peer);
+    struct error raw = *err;
+    const char *why = reason_of(raw.text);
+    error_set(err, err->code, "%s%s%s%s%s", client__never_sent(err) ? "failed to connect to " : "the connection to ", channel->peer,
+              client__never_sent(err) ? "" : " broke", why != NULL ? ": " : "", why != NULL ? why : "");
 }
 
 static void status_to_error(const struct rpc_channel *channel, grpc_status_code status, grpc_slice details, const grpc_metadata_array *trailing,

@@ -150,7 +150,7 @@ void rpc_health_set(bool serving);
 
 struct rpc_channel *rpc_channel_unix(const char *path);
 /* TLS; pins the server's certificate by fingerprint, whatever its name ("" = accept any: only to learn a fingerprint). `alt_fingerprint` may be
- * NULL or a second accepted one. `identity` = client certificate, may be NULL. */
+ * NULL or a second accepted one. `identity` = client certificate, may be NULL. Connections that fail are told with the address. */
 struct rpc_channel *rpc_channel_tls(const char *address, const char *fingerprint, const char *alt_fingerprint, const struct identity *identity);
 /* The same towards a peer whose certificate may change: `accept` is asked at every handshake whether the certificate with this fingerprint is the peer's, on a
  * thread of gRPC's, so it must not block; `ud` must outlive the channel. `name` says who is at the other end ("cluster member node2"): connections that fail are

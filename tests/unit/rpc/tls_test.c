@@ -121,11 +121,16 @@ static void peer_is_asked_for_and_named(void **state)
     snprintf(address, sizeof(address), "127.0.0.1:%d", rpc_server_port(w.tls));
     struct rpc_channel *channel = rpc_channel_peer(address, "cluster member node2", accepts, (void *)&good, &w.member_id);
     assert_int_equal(get(channel, "x", NULL, NULL, &err), STATUS_UNAVAILABLE);
-    char *text = xasprintf("failed to connect to cluster member node2 at %s", address);
+    char *text = xasprintf("failed to connect to cluster member node2 at %s: the server's certificate has fingerprint %s, not the pinned one", address,
+        w.server_id.fingerprint);
     assert_string_equal(err.text, text);
     free(text);
     atomic_store(&good, w.server_id.fingerprint);
     WAIT_FOR(get(channel, "x", NULL, NULL, &err) == STATUS_OK); /* the same channel */
+    rpc_channel_unref(channel);
+    channel = rpc_channel_peer("127.0.0.1:1", "cluster member node3", accepts, (void *)&good, &w.member_id);
+    assert_int_equal(get(channel, "x", NULL, NULL, &err), STATUS_UNAVAILABLE);
+    assert_string_equal(err.text, "failed to connect to cluster member node3 at 127.0.0.1:1: Connection refused");
     rpc_channel_unref(channel);
 }
 
