@@ -1,6 +1,7 @@
 """core.https_address and cluster.https_address: canonical forms, coverage, changes on a clustered server, refused listeners."""
 import contextlib
 import socket
+import ssl
 import threading
 import time
 
@@ -177,6 +178,13 @@ def client_moves_between_members():
         client = member.tls(cert=base, fingerprint=fingerprint)
         wait_until(lambda: client.get("/1.0")["auth"] == "trusted", 10, "trusted")
         client.post("/1.0/profiles", {"name": f"by{number}"})
+    shared = client_certificate("cloud.example")  # all addresses behind one name: clients that verify it are content with every member
+    with open(shared + ".crt", encoding="ascii") as cert, open(shared + ".key", encoding="ascii") as key:
+        cluster[3].rest.put("/1.0/cluster/certificate", {"cluster_certificate": cert.read(), "cluster_certificate_key": key.read()})
+    context = ssl.create_default_context(cafile=shared + ".crt")
+    for member in cluster:
+        with socket.create_connection((member.host, PORT), timeout=10) as raw, context.wrap_socket(raw, server_hostname="cloud.example") as tls:
+            assert tls.version() == "TLSv1.3"
     assert {f"/1.0/profiles/by{number}" for number in range(3)} <= set(cluster[2].tls(cert=base).get("/1.0/profiles"))
 
 

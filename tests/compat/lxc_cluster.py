@@ -162,6 +162,8 @@ def update_certificate():
     first.lxc("remote", "remove", "many", conf=conf)
     first.lxc("remote", "add", "many", f"https://{cluster[2].core_address}", "--accept-certificate", "--password", harness.PASSWORD, conf=conf)
     first.lxc("list", "many:", conf=conf)
+    first.lxc("remote", "set-url", "many", f"https://{first.core_address}", conf=conf)  # §18.13: any member will do
+    first.lxc("profile", "create", "many:by-the-other", conf=conf)
 
 
 main()
