@@ -50,11 +50,10 @@ void hub_post(int64_t delay_ms, void (*fn)(void *ud), void *ud)
     pthread_mutex_lock(&lock);
     *jobs_tail = job;
     jobs_tail = &job->next;
-    bool must_wake = sleeping;
+    if (sleeping && wake_fd >= 0) /* with the lock: hub_stop() closes it, and calls may end after that */
+        wake();
     sleeping = false;
     pthread_mutex_unlock(&lock);
-    if (must_wake)
-        wake();
 }
 
 void hub_add(int fd, struct hub_source *source, uint32_t bits)
@@ -159,7 +158,9 @@ void hub_stop(void)
     atomic_store(&stopping, true);
     wake();
     pthread_join(thread, NULL);
+    pthread_mutex_lock(&lock);
     close(epoll_fd);
     close(wake_fd);
     epoll_fd = wake_fd = -1;
+    pthread_mutex_unlock(&lock);
 }
