@@ -74,14 +74,18 @@ static char *bio_text(BIO *bio)
 char *pem_tidy(const char *pem)
 {
     struct buf out = {0};
+    bool inside = false;
     while (*pem != '\0') {
-        size_t line = strcspn(pem, "\r\n"), from = strspn(pem, " \t"), to = line;
+        size_t line = strcspn(pem, "\r\n"), from = strspn(pem, " \t"), to = line, ending = strspn(pem + line, "\r") + (pem[line + strspn(pem + line, "\r")] == '\n');
         while (to > from && (pem[to - 1] == ' ' || pem[to - 1] == '\t'))
             to--;
-        if (to > from)
-            buf_printf(&out, "%.*s\n", (int)(to - from), pem + from);
-        pem += line;
-        pem += *pem != '\0';
+        inside = inside || (from < line && str_prefix(pem + from, "-----BEGIN "));
+        if (!inside)
+            buf_add(&out, pem, line + ending);
+        else if (to > from)
+            buf_printf(&out, "%.*s%s", (int)(to - from), pem + from, ending > 0 ? "\n" : "");
+        inside = inside && !(from < line && str_prefix(pem + from, "-----END "));
+        pem += line + ending;
     }
     return buf_take(&out);
 }

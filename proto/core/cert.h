@@ -27,8 +27,8 @@ int identity_save(const struct identity *identity, const char *cert_path, const 
 int identity_load_or_create(const char *cert_path, const char *key_path, const char *name, struct identity *out, struct error *err);
 void identity_free(struct identity *identity);
 
-/* PEM without empty lines, carriage returns and blanks at the ends of lines, with a newline at its end: what is left of certificates that went through YAML
- * or a web form. Caller frees. */
+/* The same PEM with no empty lines, carriage returns and blanks around lines within its blocks: certificates that went through YAML or a web form have them. What
+ * has none is not changed. Caller frees. */
 char *pem_tidy(const char *pem);
 /* Whether TLS libraries accept the certificate's key: at least 112 bits of security (RSA 2048, EC 224). */
 int cert_check_strength(const char *pem, struct error *err);

@@ -26,7 +26,10 @@ def body(pair):
 
 
 def fingerprint(certificate):
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()
+    """Of the first one of a chain."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    first = certificate[certificate.index(begin):certificate.index(end)] + end
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
 
 
 def installed(member):
@@ -81,7 +84,7 @@ def certificate_replaced_everywhere():
     added.join(cluster[1], "token")
     cluster.wait_online()
     for member in cluster:
-        member.stop()
+        member.kill()
     for member in cluster:
         member.start(wait=False)
     for member in cluster:
@@ -113,6 +116,34 @@ def certificate_is_checked_first():
     alone.start()
     refused(400, "This server is not clustered", alone.rest.put, "/1.0/cluster/certificate", body(one))
     assert not os.path.exists(os.path.join(alone.dir, "cluster.crt"))
+
+
+def openssl(*words):
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
+
+
+@test(90)
+def certificate_of_any_kind():
+    """RSA in the old form, EC with its parameters before it, a chain with text around it: clients and members get on, the files are the given ones."""
+    cluster = Cluster(2)
+    base = os.path.join(harness.CURRENT.dir, "pair-")
+    names = ("-subj", "/CN=x", "-addext", "subjectAltName=DNS:x", "-days", "9")
+    openssl("genrsa", "-traditional", "-out", base + "rsa.key", "2048")
+    openssl("req", "-x509", "-new", "-key", base + "rsa.key", "-out", base + "rsa.crt", *names)
+    openssl("ecparam", "-name", "prime256v1", "-genkey", "-out", base + "ec.key")
+    openssl("req", "-x509", "-new", "-text", "-key", base + "ec.key", "-out", base + "ec.crt", *names)
+    openssl("req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", base + "chain.key", "-out", base + "csr", "-subj", "/CN=leaf")
+    openssl("x509", "-req", "-in", base + "csr", "-CA", base + "ec.crt", "-CAkey", base + "ec.key", "-CAcreateserial", "-out", base + "leaf.crt")
+    with open(base + "chain.crt", "w", encoding="ascii") as file:
+        file.write(read(base + "leaf.crt") + read(base + "rsa.crt"))
+    for kind in ("rsa", "ec", "chain"):
+        pair = read(base + kind + ".crt"), read(base + kind + ".key")
+        cluster[1].rest.put("/1.0/cluster/certificate", body(pair))
+        all_hold(cluster, pair[0])
+        assert installed(cluster[2]) == pair
+    cluster[2].restart()  # connections are made anew
+    cluster.wait_online()
+    members_talk(cluster, "kinds")
 
 
 @test(90)
