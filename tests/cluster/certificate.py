@@ -5,6 +5,7 @@ import random
 import ssl
 import subprocess
 import threading
+import time
 
 import harness
 from harness import Cluster, Member, RestError, client_certificate, free_network, main, needs_covey, refused, test, wait_until
@@ -111,6 +112,12 @@ def certificate_is_checked_first():
     refused(400, "too weak", put, "/1.0/cluster/certificate", body((read(weak + ".crt"), read(weak + ".key"))))
     assert installed(cluster[1]) == installed(cluster[2]) == before
     put("/1.0/cluster/certificate", body((one[0].replace("\n", "\n\n"), one[1].replace("\n", "\r\n\r\n"))))
+    all_hold(cluster, one[0])
+    # Who is joining was given the present pair: not now.
+    cluster[1].admin("sql", "global", "INSERT INTO nodes (name, address, schema, api_extensions, state, arch, created_at)"
+                     f" VALUES ('node9', '{cluster.prefix}.9:8443', 1, 1, 1, 2, {time.time_ns()})")
+    refused(400, "The server node9 is joining the cluster", put, "/1.0/cluster/certificate", body(two))
+    cluster[1].admin("sql", "global", "DELETE FROM nodes WHERE name = 'node9'")
     all_hold(cluster, one[0])
     alone = Member(9, f"{free_network(1)}.1")
     alone.start()
