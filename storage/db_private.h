@@ -34,7 +34,7 @@ enum {
     DB_TABLES_MAX = 4096,             /* distinct tables in one entry */
     DB_COLUMNS_MAX = 2000,            /* SQLite's own limit */
     DB_STOP_POLL_MS = 100,            /* how soon a reader that waits for the confirmation sees db_stop */
-    DB_CONFIRM_TIMEOUT_MS = RAFT_ELECTION_TIMEOUT_MS * 8, /* twice of what raft_node promises */
+    DB_CONFIRM_TIMEOUT_MS = RAFT_ELECTION_TIMEOUT_MS * 4, /* twice of what raft_node promises */
 };
 
 /* ---- sql.c ---- */

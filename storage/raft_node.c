@@ -408,17 +408,61 @@ static void node_poll(struct raft_node *node)
     }
 }
 
-static void prepare_cb(uv_prepare_t *prepare)
-{
-    node_poll(prepare->data);
-}
-
 static void ticker_cb(uv_timer_t *timer)
 {
     struct raft_node *node = timer->data;
     if (node->running && !node->stopping) {
         node__confirm_run(node);
         node__change_run(node);
+    }
+}
+
+/* Whether followers have something to learn: then they hear from the leader often. */
+static bool is_busy(const struct raft_node *node)
+{
+    return node->raft.commit_index != node->beat_commit || raft_shim_last_index(&node->raft) != node->raft.commit_index || node->change != NULL ||
+           node->pace_running || !node__ready(node);
+}
+
+static void beat_cb(uv_timer_t *timer)
+{
+    struct raft_node *node = timer->data;
+    if (node->running && !node->stopping) {
+        unsigned interval_ms = is_busy(node) ? RAFT_HEARTBEAT_MS : RAFT_IDLE_HEARTBEAT_MS;
+        node->beat_commit = node->raft.commit_index;
+        node->beat_due = node__now(node) + interval_ms;
+        raft_shim_tick(&node->shim, interval_ms);
+    }
+}
+
+/* Timers run only while somebody waits for them: each wake-up of an idle member costs. */
+static void timers_arm(struct raft_node *node)
+{
+    uint64_t now = node__now(node);
+    if (node->confirm_count > 0 || node->change != NULL) {
+        if (!uv_is_active((uv_handle_t *)&node->ticker)) {
+            uv_timer_start(&node->ticker, ticker_cb, NODE_TICK_MS, NODE_TICK_MS);
+        }
+    } else {
+        uv_timer_stop(&node->ticker);
+    }
+    uint64_t due = raft_shim_due(&node->shim);
+    if (node->raft.state == RAFT_LEADER) {
+        uint64_t soon = now + (is_busy(node) ? RAFT_HEARTBEAT_MS : RAFT_IDLE_HEARTBEAT_MS);
+        due = node->beat_due < soon ? node->beat_due : soon;
+    }
+    if (!uv_is_active((uv_handle_t *)&node->beat) || due < node->beat_armed) {
+        node->beat_armed = due;
+        uv_timer_start(&node->beat, beat_cb, due > now + NODE_BEAT_MS_MIN ? due - now : NODE_BEAT_MS_MIN, 0);
+    }
+}
+
+static void prepare_cb(uv_prepare_t *prepare)
+{
+    struct raft_node *node = prepare->data;
+    node_poll(node);
+    if (node->running && !node->stopping) {
+        timers_arm(node);
     }
 }
 
@@ -468,6 +512,24 @@ void raft_node_receive(struct raft_node *node, uint64_t peer, const Covey__Inter
         return;
     }
     node__post(node, receive_post, inbound);
+}
+
+struct lost_post { uint64_t peer; };
+
+static void lost_post_run(struct raft_node *node, void *arg)
+{
+    struct lost_post *post = arg;
+    if (node->running && !node->stopping) {
+        raft_shim_lost(&node->shim, post->peer);
+    }
+    free(post);
+}
+
+void raft_node_lost(struct raft_node *node, uint64_t peer)
+{
+    struct lost_post *post = xcalloc(1, sizeof *post);
+    post->peer = peer;
+    node__post(node, lost_post_run, post);
 }
 
 struct plain_post { void (*fn)(void *ud); void *ud; };
@@ -555,6 +617,7 @@ static void handles_close(struct raft_node *node)
     uv_close((uv_handle_t *)&node->prepare, handle_closed);
     uv_close((uv_handle_t *)&node->pace, handle_closed);
     uv_close((uv_handle_t *)&node->ticker, handle_closed);
+    uv_close((uv_handle_t *)&node->beat, handle_closed);
 }
 
 static void stop_shim_done(void *ud)
@@ -604,7 +667,6 @@ static void *node_thread(void *arg)
     }
     if (status == STATUS_OK) {
         uv_prepare_start(&node->prepare, prepare_cb);
-        uv_timer_start(&node->ticker, ticker_cb, RAFT_HEARTBEAT_MS, RAFT_HEARTBEAT_MS);
         status_update(node);
     }
     started_set(node, status, &err);
@@ -657,7 +719,8 @@ static struct raft_node *node_new(const struct raft_node_config *config)
     uv_prepare_init(&node->loop, &node->prepare);
     uv_timer_init(&node->loop, &node->pace);
     uv_timer_init(&node->loop, &node->ticker);
-    node->async.data = node->prepare.data = node->pace.data = node->ticker.data = node;
+    uv_timer_init(&node->loop, &node->beat);
+    node->async.data = node->prepare.data = node->pace.data = node->ticker.data = node->beat.data = node;
     return node;
 }
 

@@ -10,8 +10,11 @@
 #include "proto/core/core.h"
 
 enum {
-    RAFT_HEARTBEAT_MS = 50,
-    RAFT_ELECTION_TIMEOUT_MS = 450,
+    RAFT_HEARTBEAT_MS = 50,         /* while something is going on: followers learn soon what is committed */
+    RAFT_IDLE_HEARTBEAT_MS = 250,   /* otherwise; every one wakes several threads on both sides */
+    RAFT_ELECTION_TIMEOUT_MS = 750, /* a silent leader is replaced after 1 to 1.5 times this, … */
+    RAFT_LOST_DELAY_MS = 20,        /* … one whose connection broke after this, time for the other voters to notice, too, … */
+    RAFT_LOST_STAGGER_MS = 100,     /* … plus this for each voter with a lower id, so that they do not split the vote */
     RAFT_MESSAGE_BYTES_MAX = 1 << 20,        /* AppendEntries are split here */
     RAFT_SNAPSHOT_CHUNK_BYTES = 512 << 10,
     RAFT_PEER_QUEUE_BYTES_MAX = 64 << 20,    /* unsent bytes per peer; beyond, messages are dropped (Raft repeats them) */
@@ -80,10 +83,13 @@ void raft_node_stop(struct raft_node *node); /* joins the thread; NULL is fine *
 void raft_node_propose(struct raft_node *node, const void *data, size_t len, void *proposal);
 /* Any thread. Confirms that this node still leads: fn runs on the loop thread after a majority of voters confirmed its term (one shared round for all
  * that wait, no disk write); at once when it is the only voter. status STATUS_UNAVAILABLE + not_leader when it does not lead, or not confirmed
- * within RAFT_ELECTION_TIMEOUT_MS * 4. */
+ * within NODE_CONFIRM_TIMEOUT_MS. */
 void raft_node_confirm_leader(struct raft_node *node, void (*fn)(void *ud, int status, const struct error *err), void *ud);
 /* Any thread: a frame from a peer (copied). */
 void raft_node_receive(struct raft_node *node, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame);
+/* Any thread: the peer's stream to this member broke. If it is the leader, voters elect another one soon. A hint only: a leader that is still heard by
+ * others stays (pre-vote). */
+void raft_node_lost(struct raft_node *node, uint64_t peer);
 /* Any thread but the loop: runs fn on the loop thread (fire and forget). */
 void raft_node_post(struct raft_node *node, void (*fn)(void *ud), void *ud);
 

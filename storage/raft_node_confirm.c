@@ -185,7 +185,7 @@ void node__confirm_run(struct raft_node *node)
     if (node->round_running && node->confirm_now.head == NULL) {
         node->round_running = false; /* nobody waits any more */
     }
-    if (node->round_running && node__now(node) - node->round_sent_ms >= RAFT_HEARTBEAT_MS) {
+    if (node->round_running && node__now(node) - node->round_sent_ms >= NODE_TICK_MS) {
         probes_send(node); /* a probe or its answer was lost */
     }
     round_start(node);

@@ -10,7 +10,9 @@
 enum {
     NODE_PROPOSALS_MAX = 8192,                /* in flight or held back; beyond: refused */
     NODE_INBOUND_BYTES_MAX = 64 << 20,        /* received and not yet handled; beyond: dropped (Raft repeats) */
-    NODE_CONFIRM_TIMEOUT_MS = RAFT_ELECTION_TIMEOUT_MS * 4,
+    NODE_CONFIRM_TIMEOUT_MS = RAFT_ELECTION_TIMEOUT_MS * 2, /* a leader without a majority steps down after one */
+    NODE_TICK_MS = 50,                        /* deadlines and retries, while there are any */
+    NODE_BEAT_MS_MIN = 5,                     /* libraft is not ticked more often */
     NODE_CONFIRMS_MAX = 65536,                /* waiting readers; beyond: refused */
     NODE_TRANSFER_ATTEMPTS_MAX = 3,
     NODE_SNAPSHOT_BYTES_DEFAULT = 16 << 20,
@@ -73,7 +75,10 @@ struct raft_node {
     uv_async_t async;
     uv_prepare_t prepare;
     uv_timer_t pace;   /* snapshot transfers */
-    uv_timer_t ticker; /* deadlines, retries */
+    uv_timer_t ticker; /* deadlines, retries; runs while there are any */
+    uv_timer_t beat;   /* libraft's time: heartbeats, elections; armed for the next one only */
+    uint64_t beat_due, beat_armed; /* loop time: of the next heartbeat; of the timer */
+    raft_index beat_commit; /* at the last heartbeat */
     struct raft raft;
     struct raft_io io;
     struct raft_fsm fsm;

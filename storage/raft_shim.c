@@ -705,7 +705,74 @@ static int shim_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, 
     struct raft_shim *shim = shim_of(io);
     shim->tick = tick;
     shim->recv = recv;
-    return shim->original.start(io, msecs, shim_tick, shim_recv_unused);
+    return shim->original.start(io, RAFT_SHIM_TICK_MS, shim_tick, shim_recv_unused);
+}
+
+static bool votes(const struct raft *raft)
+{
+    for (unsigned i = 0; i < raft->configuration.n; i++) {
+        if (raft->configuration.servers[i].id == raft->id) {
+            return raft->configuration.servers[i].role == RAFT_VOTER;
+        }
+    }
+    return false;
+}
+
+static unsigned *random_timeout(struct raft *raft)
+{
+    return raft->state == RAFT_FOLLOWER    ? &raft->follower_state.randomized_election_timeout
+           : raft->state == RAFT_CANDIDATE ? &raft->candidate_state.randomized_election_timeout
+                                           : NULL;
+}
+
+void raft_shim_tick(struct raft_shim *shim, unsigned heartbeat_ms)
+{
+    if (shim->recv != NULL) {
+        raft_set_heartbeat_timeout(shim->raft, heartbeat_ms - heartbeat_ms / 10); /* the timer's grain must not cost a whole interval */
+        shim_tick(shim->io);
+    }
+}
+
+uint64_t raft_shim_due(const struct raft_shim *shim)
+{
+    struct raft *raft = shim->raft;
+    const unsigned *timeout = random_timeout(raft);
+    uint64_t now = shim_now((void *)shim), rest = now + RAFT_SHIM_REST_MS;
+    if (timeout == NULL || !votes(raft)) {
+        return rest;
+    }
+    uint64_t due = raft->election_timer_start + *timeout;
+    return due < rest ? due : rest;
+}
+
+void raft_shim_lost(struct raft_shim *shim, uint64_t peer)
+{
+    struct raft *raft = shim->raft;
+    const unsigned *timeout = random_timeout(raft);
+    unsigned delay = RAFT_LOST_DELAY_MS;
+    if (shim->closing || raft->state != RAFT_FOLLOWER || raft->follower_state.current_leader.id != peer || !votes(raft)) {
+        return;
+    }
+    for (unsigned i = 0; i < raft->configuration.n; i++) {
+        const struct raft_server *server = &raft->configuration.servers[i];
+        delay += server->role == RAFT_VOTER && server->id != peer && server->id < raft->id ? RAFT_LOST_STAGGER_MS : 0;
+    }
+    raft->follower_state.current_leader.id = 0; /* else it would refuse its vote to the others; the address is libraft's to free */
+    uint64_t now = shim_now(shim), due = raft->election_timer_start + *timeout;
+    if (now + delay < due && now + delay > *timeout) {
+        raft->election_timer_start = now + delay - *timeout;
+    }
+    log_info("raft.leader.lost", "leader=%llu delay_ms=%u", (unsigned long long)peer, delay);
+}
+
+/* Libraft spreads elections over once to twice the timeout; half of that is spread enough for a few voters, and the time without a leader shorter. */
+static void timeout_narrow(struct raft_shim *shim)
+{
+    unsigned *timeout = random_timeout(shim->raft), least = shim->raft->election_timeout;
+    if (timeout != NULL && *timeout != shim->timeout_seen) {
+        *timeout = *timeout > least ? least + (*timeout - least) / 2 : *timeout;
+        shim->timeout_seen = *timeout;
+    }
 }
 
 /* ---- life ---- */
@@ -784,6 +851,7 @@ void raft_shim_poll(struct raft_shim *shim)
         shim->deferred = false;
         pass_install(shim, &message);
     }
+    timeout_narrow(shim);
     snapshot_decide(shim);
 }
 

@@ -11,6 +11,8 @@
 
 enum {
     RAFT_SHIM_TRAILING_MAX = 1024,         /* entries kept in the log after a snapshot, so that a short lag needs no snapshot … */
+    RAFT_SHIM_TICK_MS = 3600 * 1000,       /* of the raft_io itself: it would wake an idle member for nothing */
+    RAFT_SHIM_REST_MS = 1000,              /* longest time between two ticks */
     RAFT_SHIM_SNAPSHOT_RETRY_MS = 10000,   /* after a snapshot that failed */
 };
 
@@ -39,6 +41,7 @@ struct raft_shim {
     struct raft_tracer core_tracer, uv_tracer;
     raft_io_tick_cb tick;
     raft_io_recv_cb recv; /* NULL until started */
+    unsigned timeout_seen; /* the random election timeout after its spread was halved */
     bool closing;         /* stop(): nothing goes in or out any more */
     raft_term disk_term;  /* G7 */
     bool disk_term_known;
@@ -85,6 +88,12 @@ void raft_shim_attach(struct raft_shim *shim, struct raft *raft, struct raft_io 
 void raft_shim_configure(struct raft_shim *shim);
 /* A received frame, consumed. Probes are not for the shim. */
 void raft_shim_receive(struct raft_shim *shim, uint64_t peer, struct raft_wire_in *in);
+/* Libraft's timer is not run by the raft_io (RAFT_SHIM_TICK_MS): its owner ticks when raft_shim_due() says so, the loop's time. A leader's heartbeats are at
+ * least heartbeat_ms apart from now on. */
+void raft_shim_tick(struct raft_shim *shim, unsigned heartbeat_ms);
+uint64_t raft_shim_due(const struct raft_shim *shim);
+/* The connection to a peer broke: if it is the leader, the election is brought forward. */
+void raft_shim_lost(struct raft_shim *shim, uint64_t peer);
 /* To be called in each loop iteration: deferred installs, snapshot decision. */
 void raft_shim_poll(struct raft_shim *shim);
 /* Goes on with snapshot transfers; true while one is sending. */

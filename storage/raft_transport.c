@@ -384,6 +384,11 @@ static bool inbound_message(struct rpc_call *call, const ProtobufCMessage *messa
     struct inbound *inbound = ud;
     struct error err = ERROR_INIT;
     if (message == NULL) {
+        pthread_rwlock_rdlock(&current_lock);
+        if (current != NULL && current_generation == inbound->generation && current->config.lost != NULL) {
+            current->config.lost(current->config.ud, inbound->peer);
+        }
+        pthread_rwlock_unlock(&current_lock);
         rpc_finish(call, NULL, STATUS_OK, NULL);
         rpc_call_unref(call);
         free(inbound);

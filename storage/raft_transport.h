@@ -17,6 +17,8 @@ struct raft_transport_config {
     struct rpc_channel *(*channel)(void *ud, uint64_t peer);
     /* A frame arrived from a peer that is authenticated as that member. Any thread. */
     void (*receive)(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame);
+    /* A peer's stream to this member ended, perhaps because the peer died. Any thread; may be NULL. */
+    void (*lost)(void *ud, uint64_t peer);
     /* Whether the caller (a member's certificate) may speak as `peer`. */
     bool (*is_peer)(void *ud, const struct caller *caller, uint64_t peer);
 };

@@ -17,6 +17,8 @@
 #include <string.h>
 #include <uthash.h>
 
+enum { REST_MS = 60 * 1000 }; /* nothing to do for this side until the state changes */
+
 struct instance_entry {
     char *key; /* project/name */
     int64_t status, pid;
@@ -44,7 +46,8 @@ struct peer { /* leader's knowledge of a member; `lock` */
 static struct {
     struct daemon *daemon;
     pthread_mutex_t lock;
-    pthread_cond_t changed;
+    pthread_cond_t changed;  /* something to send or to report, the upstream, the end */
+    pthread_cond_t reported; /* a member acts by another view, or is gone */
     bool leading, stop;
     uint64_t generation; /* something to send */
     struct peer *peers;
@@ -240,6 +243,7 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     peer->sequence = report->sequence;
     if (report->view_revision > peer->view_revision || report->sequence <= 1) {
         peer->view_revision = report->view_revision;
+        pthread_cond_broadcast(&attach.reported);
     }
     peer->stopping = peer->stopping || report->stopping;
     struct level_claim claim = {{report->schema, report->api_extensions}, {report->schema_floor, report->api_floor}};
@@ -253,7 +257,6 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     for (size_t i = 0; i < report->n_instances; i++) {
         instance_put(peer, report->instances[i]);
     }
-    pthread_cond_broadcast(&attach.changed);
     pthread_mutex_unlock(&attach.lock);
     if (announced) {
         controller_wake(false); /* writes it down */
@@ -272,7 +275,7 @@ static void on_stream_done(struct rpc_call *call, void *ud)
             log_info("attach.lost", "member=%" PRIu64, peer->id);
         }
     }
-    pthread_cond_broadcast(&attach.changed);
+    pthread_cond_broadcast(&attach.reported);
     pthread_mutex_unlock(&attach.lock);
     rpc_call_unref(call); /* the handler's; the hook runs once for every stream */
 }
@@ -401,6 +404,7 @@ void attach_lead(struct daemon *daemon, bool leader)
     }
     attach.generation++;
     pthread_cond_broadcast(&attach.changed);
+    pthread_cond_broadcast(&attach.reported);
     pthread_mutex_unlock(&attach.lock);
     arena_clear(&arena);
     view_unref(view);
@@ -436,6 +440,7 @@ void attach_forget(uint64_t member)
     struct peer *peer = peer_find(member);
     if (peer != NULL) {
         peer_free(peer);
+        pthread_cond_broadcast(&attach.reported);
     }
     pthread_mutex_unlock(&attach.lock);
 }
@@ -589,7 +594,7 @@ void attach_wait_view(uint64_t revision, int64_t ms)
         }
         struct timespec ts;
         until(&ts, left);
-        pthread_cond_timedwait(&attach.changed, &attach.lock, &ts);
+        pthread_cond_timedwait(&attach.reported, &attach.lock, &ts);
     }
     pthread_mutex_unlock(&attach.lock);
 }
@@ -743,6 +748,12 @@ uint64_t attach_known_leader(void)
     return leader;
 }
 
+static int64_t report_interval_ms(void)
+{
+    int64_t ms = config_int("cluster.offline_threshold") * 1000 / REPORT_PARTS;
+    return ms < REPORT_INTERVAL_MS_MIN ? REPORT_INTERVAL_MS_MIN : ms > REPORT_INTERVAL_MS_MAX ? REPORT_INTERVAL_MS_MAX : ms;
+}
+
 /* Keeps one stream until it breaks, the leader changes or we stop. */
 static void report_to(struct daemon *daemon, uint64_t leader)
 {
@@ -769,7 +780,7 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     pthread_mutex_lock(&attach.lock);
     while (ok && !attach.stop && !attach.upstream_lost) {
         struct timespec ts;
-        until(&ts, REPORT_INTERVAL_MS);
+        until(&ts, report_interval_ms());
         while (!attach.wake && !attach.stop && !attach.upstream_lost && pthread_cond_timedwait(&attach.changed, &attach.lock, &ts) == 0) {
         }
         attach.wake = false;
@@ -814,7 +825,7 @@ static void *reporter_main(void *ud)
             return NULL;
         }
         if (!daemon_clustered(daemon) || daemon_leads(daemon)) {
-            seen = state_wait_change(seen, 1000);
+            seen = state_wait_change(seen, REST_MS);
             continue;
         }
         uint64_t leader = find_leader(daemon);
@@ -837,6 +848,7 @@ void attach_init(struct daemon *daemon)
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&attach.changed, &attr);
+    pthread_cond_init(&attach.reported, &attr);
     pthread_condattr_destroy(&attr);
     events_on_publish(something_to_send, NULL);
 }
@@ -862,7 +874,9 @@ void attach_stop(void)
     attach.stop = true;
     attach.generation++;
     pthread_cond_broadcast(&attach.changed);
+    pthread_cond_broadcast(&attach.reported);
     pthread_mutex_unlock(&attach.lock);
+    state_poke();
     pthread_join(attach.sender, NULL);
     pthread_join(attach.reporter, NULL);
     pthread_mutex_lock(&attach.lock);

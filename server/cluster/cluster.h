@@ -10,8 +10,10 @@
 #include "server/warnings/warnings.h"
 
 enum {
-    REPORT_INTERVAL_MS = 1000,       /* members report at least this often */
-    REPORT_FRESH_MS = 3000,          /* a member that has reported within this time is there */
+    REPORT_PARTS = 10,               /* members report this often in cluster.offline_threshold, */
+    REPORT_INTERVAL_MS_MIN = 1000,
+    REPORT_INTERVAL_MS_MAX = 2000,   /* but at least this often */
+    REPORT_FRESH_MS = 5000,          /* a member that has reported within this time is there */
     MEMBER_KEYS_MAX = 256,           /* configuration of one member */
     MEMBER_GROUPS_MAX = 256,         /* of one member */
     PENDING_MEMBER_KEEP_S = 600,     /* an accepted join that was never completed is forgotten */

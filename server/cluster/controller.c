@@ -385,12 +385,18 @@ static void *controller_main(void *ud)
 {
     struct daemon *daemon = ud;
     int64_t roles_after = 0, sweep_after = 0, tick_after = 0;
+    bool ticking = true;
     for (;;) {
         pthread_mutex_lock(&controller.lock);
         struct timespec ts;
         clock_gettime(CLOCK_MONOTONIC, &ts);
         ts.tv_sec += TICK_MS / 1000;
-        while (!controller.wake && !controller.stop && pthread_cond_timedwait(&controller.changed, &controller.lock, &ts) == 0) {
+        while (!controller.wake && !controller.stop) {
+            if (!ticking) { /* who does not lead waits to be woken */
+                pthread_cond_wait(&controller.changed, &controller.lock);
+            } else if (pthread_cond_timedwait(&controller.changed, &controller.lock, &ts) != 0) {
+                break;
+            }
         }
         bool dirty = controller.dirty, stop = controller.stop;
         controller.wake = controller.dirty = false;
@@ -398,7 +404,9 @@ static void *controller_main(void *ud)
         if (stop) {
             return NULL;
         }
-        if (!follow_leadership(daemon)) {
+        bool leads = follow_leadership(daemon);
+        ticking = leads || daemon_leads(daemon);
+        if (!leads) {
             continue;
         }
         if (dirty) {

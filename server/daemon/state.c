@@ -88,6 +88,16 @@ void state_set_identity(struct daemon *daemon, uint64_t id, bool clustered, cons
     state.id = id;
     state.clustered = clustered;
     snprintf(state.name, sizeof state.name, "%s", name);
+    state.generation++;
+    pthread_cond_broadcast(&state.changed);
+    unlock();
+}
+
+void state_poke(void)
+{
+    lock();
+    state.generation++;
+    pthread_cond_broadcast(&state.changed);
     unlock();
 }
 
@@ -260,6 +270,17 @@ static void transport_receive(void *ud, uint64_t peer, const Covey__Internal__V1
     state_with_db(ud, receive_frame, &args, NULL); /* no database at the moment: Raft repeats what matters */
 }
 
+static int peer_lost(struct db *db, void *ud, struct error *err)
+{
+    raft_node_lost(db_raft(db), *(const uint64_t *)ud);
+    return STATUS_OK;
+}
+
+static void transport_lost(void *ud, uint64_t peer)
+{
+    state_with_db(ud, peer_lost, &peer, NULL); /* without a database there is nobody to elect */
+}
+
 static bool transport_is_peer(void *ud, const struct caller *caller, uint64_t peer)
 {
     const struct view *view = view_get();
@@ -292,6 +313,7 @@ int state_start_transport(struct daemon *daemon, struct error *err)
         .ud = daemon,
         .channel = transport_channel,
         .receive = transport_receive,
+        .lost = transport_lost,
         .is_peer = transport_is_peer,
     };
     struct raft_transport *transport = raft_transport_create(&config);

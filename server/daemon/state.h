@@ -23,6 +23,7 @@ int state_raft_role(uint64_t id);
 size_t state_raft_servers(struct raft_node_server *out, size_t max);
 /* Waits until the status changed or `ms` passed; returns a counter to pass as `seen` next time. */
 unsigned state_wait_change(unsigned seen, int64_t ms);
+void state_poke(void); /* ends such waits */
 /* Digest last computed here. */
 void state_digest(uint64_t *revision, char out[65]);
 /* Registers a function that runs (on the loop thread, must not block) when status or tables changed. */

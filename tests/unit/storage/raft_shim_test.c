@@ -337,7 +337,7 @@ static void test_n2_install_waits_for_own_snapshot(void **state)
     assert_int_equal(receive_entries(2, 1, 13, 1, 13, "", 8), STATUS_OK);
     assert_int_equal(f.applied, 12);
     raft_shim_poll(&f.shim);
-    tick(50);
+    tick(RAFT_HEARTBEAT_MS);
     assert_true(f.raft.legacy.snapshot_taking);
     assert_int_equal(receive_snapshot(2, 1, 40), STATUS_OK); /* while the worker writes */
     raft_shim_poll(&f.shim);
@@ -416,13 +416,13 @@ static void test_n14_late_rejection_is_ignored(void **state)
     assert_int_equal(receive_result(2, term, 0, 2), STATUS_OK);
     assert_int_equal(raft_match_index(&f.raft, 2, &match), 0);
     assert_int_equal(match, 2);
-    tick(500); /* not heard of: probes from 2 */
-    tick(50);
+    tick(RAFT_ELECTION_TIMEOUT_MS + 50); /* not heard of: probes from 2 */
+    tick(RAFT_HEARTBEAT_MS);
     assert_int_equal(receive_result(2, term, 2, 1), STATUS_OK); /* sent before it confirmed 2 */
     frames_clear();
-    tick(50);
+    tick(RAFT_HEARTBEAT_MS);
     assert_int_equal(receive_result(2, term, 0, 1), STATUS_OK); /* what it would answer to a probe from 1 */
-    tick(50);
+    tick(RAFT_HEARTBEAT_MS);
     bool entries = false;
     for (unsigned i = 0; i < f.frame_count; i++) {
         const Covey__Internal__V1__AppendEntries *body = f.frames[i].frame->append_entries;
@@ -441,7 +441,7 @@ static void test_r4_second_leader_is_dropped(void **state)
     assert_int_equal(receive_snapshot(2, f.raft.current_term, 20), STATUS_OK);
     assert_int_equal(f.raft.state, RAFT_LEADER);
     assert_int_equal(f.raft.leader_state.promotee_id, 0);
-    tick(50);
+    tick(RAFT_HEARTBEAT_MS);
     down();
 }
 
@@ -476,7 +476,7 @@ static void lead_with_snapshot(void)
     persist();
     raft_shim_poll(&f.shim);
     raft_set_snapshot_trailing(&f.raft, 1);
-    tick(50);
+    tick(RAFT_HEARTBEAT_MS);
     uv_run(&f.loop, UV_RUN_DEFAULT);
     assert_int_equal(f.puts, 1);
     struct raft_io_snapshot_put *req = f.put.req;
@@ -523,14 +523,14 @@ static void test_n8_rejections_do_not_repeat_a_snapshot(void **state)
     assert_int_equal(f.gets, 1);
     for (unsigned i = 0; i < 5; i++) { /* heartbeats overtake: while loading … */
         assert_int_equal(receive_result(2, term, index, 0), STATUS_OK);
-        tick(50);
+        tick(RAFT_HEARTBEAT_MS);
     }
     assert_int_equal(f.gets, 1);
     snapshot_loaded();
     for (unsigned i = 0; i < 20; i++) { /* … sending, and installing */
         raft_shim_transfer(&f.shim);
         assert_int_equal(receive_result(2, term, index, 0), STATUS_OK);
-        tick(50);
+        tick(RAFT_HEARTBEAT_MS);
     }
     assert_int_equal(f.gets, 1);
     assert_int_equal(chunks(), 1);
@@ -572,7 +572,7 @@ static void test_n9_leader_tick(void **state)
 {
     up(1 << 1, 1 << 2, 1, 0);
     persist();
-    tick(50);
+    tick(RAFT_HEARTBEAT_MS);
     assert_int_equal(f.raft.state, RAFT_LEADER);
     assert_int_equal(f.raft.election_timer_start, f.now - RAFT_ELECTION_TIMEOUT_MS / 2);
     down();
@@ -585,7 +585,7 @@ static void test_n10_refused_change_is_forgotten(void **state)
     struct raft_change req;
     up(1 << 1, 1 << 2, 1, 0);
     persist();
-    tick(50);
+    tick(RAFT_HEARTBEAT_MS);
     f.io.capacity = 0; /* NOSPACE comes after libraft has booked the request */
     assert_int_equal(raft_shim_assign(&f.raft, &req, 2, RAFT_SPARE, change_done), RAFT_NOSPACE);
     assert_null(f.raft.legacy.change);
