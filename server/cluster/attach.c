@@ -219,6 +219,7 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
             peer->events_sent = events_last(); /* a fresh member: from now on */
         }
         attach.generation++;
+        pthread_cond_broadcast(&attach.changed);
         log_info("attach.member", "member=%" PRIu64, report->id);
     }
     uint64_t own_revision = 0;
