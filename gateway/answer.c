@@ -191,6 +191,7 @@ enum MHD_Result answer_send(struct request *r)
 {
     covey_assert(r->http != 0);
     size_t len = r->out.len;
+    r->peer->hold_next = r->peer->tls && len > 0 && strcmp(r->verb, "HEAD") != 0; /* libmicrohttpd sends the header by itself */
     struct MHD_Response *response = MHD_create_response_from_buffer(len, buf_take(&r->out), MHD_RESPMEM_MUST_FREE);
     if (response == NULL)
         core_oom();

@@ -84,8 +84,10 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **c
     bool tls = cls != NULL;
     struct peer *peer = *context;
     if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
-        if (peer != NULL)
+        if (peer != NULL) {
             free(peer->cert_base64);
+            buf_free(&peer->held);
+        }
         free(peer);
         *context = NULL;
         return;
@@ -96,6 +98,7 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **c
         const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
         peer_address(peer, info != NULL ? info->client_addr : NULL);
         certificates_request(connection);
+        tls_join_parts(connection, peer);
     } else {
         const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
         peer_user(peer, info->connect_fd);

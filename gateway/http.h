@@ -21,6 +21,8 @@ extern const void *const certificates_callback;
 void certificates_request(struct MHD_Connection *connection);
 struct peer;
 void certificates_of_peer(struct MHD_Connection *connection, struct peer *peer);
+/* At the start of a TLS connection: the next part that is sent waits for the one after it when peer->hold_next says so. */
+void tls_join_parts(struct MHD_Connection *connection, struct peer *peer);
 
 /* ---- feed.c ---- */
 void feed_start(const char *dir);

@@ -20,6 +20,10 @@ struct peer { /* one per connection */
     char address[64];
     char fingerprint[FINGERPRINT_SIZE];
     char *cert_base64; /* DER; NULL = none given */
+    /* TLS: what was encrypted and waits for the next part, so that both leave in one packet; tls.c */
+    int fd;
+    bool hold_next;
+    struct buf held;
 };
 
 struct request;

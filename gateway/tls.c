@@ -2,14 +2,17 @@
  * client shows. Runs on the TLS server's thread only. */
 #include "http.h"
 #include "request.h"
+#include <errno.h>
 #include <gnutls/abstract.h>
 #include <gnutls/gnutls.h>
 #include <gnutls/x509.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 
-enum { TLS_FILE_BYTES_MAX = 256 << 10, TLS_CHAIN_MAX = 8 };
+enum { TLS_FILE_BYTES_MAX = 256 << 10, TLS_CHAIN_MAX = 8, TLS_PARTS_MAX = 8 };
 
 static struct {
     char *dir;
@@ -132,6 +135,52 @@ void certificates_request(struct MHD_Connection *connection)
     /* Asked for, not required, not verified; and without names of authorities, by which Go clients would filter theirs away. */
     gnutls_certificate_server_set_request(session, GNUTLS_CERT_REQUEST);
     gnutls_certificate_send_x509_rdn_sequence(session, 1);
+}
+
+/* ---- header and body in one packet ---- */
+
+static ssize_t send_parts(gnutls_transport_ptr_t ptr, const giovec_t *parts, int count)
+{
+    struct peer *peer = ptr;
+    struct iovec out[1 + TLS_PARTS_MAX];
+    if (peer->hold_next) {
+        ssize_t total = 0;
+        peer->hold_next = false;
+        for (int i = 0; i < count; i++) {
+            buf_add(&peer->held, parts[i].iov_base, parts[i].iov_len);
+            total += (ssize_t)parts[i].iov_len;
+        }
+        return total;
+    }
+    struct msghdr message = {.msg_iov = out};
+    if (peer->held.len > 0)
+        out[message.msg_iovlen++] = (struct iovec){peer->held.data, peer->held.len};
+    for (int i = 0; i < count && i < TLS_PARTS_MAX; i++)
+        out[message.msg_iovlen++] = (struct iovec){parts[i].iov_base, parts[i].iov_len};
+    ssize_t sent = sendmsg(peer->fd, &message, MSG_NOSIGNAL);
+    if (sent < 0 || peer->held.len == 0)
+        return sent;
+    if ((size_t)sent <= peer->held.len) { /* nothing of the new parts: as if the socket had been full */
+        peer->held.len -= (size_t)sent;
+        memmove(peer->held.data, peer->held.data + sent, peer->held.len);
+        errno = EAGAIN;
+        return -1;
+    }
+    sent -= (ssize_t)peer->held.len;
+    peer->held.len = 0; /* its memory is for the next answer */
+    return sent;
+}
+
+void tls_join_parts(struct MHD_Connection *connection, struct peer *peer)
+{
+    const union MHD_ConnectionInfo *tls_info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
+    gnutls_session_t session = tls_info != NULL ? tls_info->tls_session : NULL;
+    const union MHD_ConnectionInfo *fd_info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    if (session == NULL || fd_info == NULL)
+        return;
+    peer->fd = fd_info->connect_fd;
+    gnutls_transport_set_ptr2(session, (gnutls_transport_ptr_t)(intptr_t)peer->fd, peer);
+    gnutls_transport_set_vec_push_function(session, send_parts);
 }
 
 void certificates_of_peer(struct MHD_Connection *connection, struct peer *peer)

@@ -618,6 +618,7 @@ static void handles_close(struct raft_node *node)
     uv_close((uv_handle_t *)&node->pace, handle_closed);
     uv_close((uv_handle_t *)&node->ticker, handle_closed);
     uv_close((uv_handle_t *)&node->beat, handle_closed);
+    uv_close((uv_handle_t *)&node->rounds, handle_closed);
 }
 
 static void stop_shim_done(void *ud)
@@ -720,7 +721,8 @@ static struct raft_node *node_new(const struct raft_node_config *config)
     uv_timer_init(&node->loop, &node->pace);
     uv_timer_init(&node->loop, &node->ticker);
     uv_timer_init(&node->loop, &node->beat);
-    node->async.data = node->prepare.data = node->pace.data = node->ticker.data = node->beat.data = node;
+    uv_timer_init(&node->loop, &node->rounds);
+    node->async.data = node->prepare.data = node->pace.data = node->ticker.data = node->beat.data = node->rounds.data = node;
     return node;
 }
 

@@ -1,5 +1,6 @@
 /* Proof of leadership for linearizable reads, without a disk write: a majority of voters says, after the read arrived, that it knows no newer term.
- * One round serves all that wait when it starts; who comes later waits for the next round, which starts when this one ends. Thread: the loop. */
+ * One round serves all that wait when it starts; who comes later waits for the next round, which starts when this one ends. Under load it starts a little
+ * later, so that more reads share it: a round costs every voter the same, whatever it serves. Thread: the loop. */
 #include "raft_node_private.h"
 #include <stdlib.h>
 
@@ -14,6 +15,15 @@ static void confirms_push(struct node_confirms *list, struct node_confirm *confi
         list->head = confirm;
     }
     list->tail = confirm;
+}
+
+static size_t confirms_count(const struct node_confirms *list)
+{
+    size_t count = 0;
+    for (const struct node_confirm *confirm = list->head; confirm != NULL; confirm = confirm->next) {
+        count++;
+    }
+    return count;
 }
 
 static void confirms_end(struct raft_node *node, struct node_confirms *list, int status, const struct error *err)
@@ -94,12 +104,27 @@ static void probes_send(struct raft_node *node)
     }
 }
 
+/* True: the next round begins later, by the timer. */
+static bool round_put_off(struct raft_node *node)
+{
+    uint64_t since_ms = (uv_hrtime() - node->round_began_ns) / 1000000;
+    if (node->round_reads < NODE_ROUND_BUSY || since_ms >= NODE_ROUND_MS_MIN) {
+        return false;
+    }
+    if (!uv_is_active((uv_handle_t *)&node->rounds)) {
+        uv_timer_start(&node->rounds, node__confirm_round, NODE_ROUND_MS_MIN - since_ms, 0);
+    }
+    return true;
+}
+
 static void round_start(struct raft_node *node)
 {
-    while (!node->round_running && node->confirm_next.head != NULL && node__ready(node)) {
+    while (!node->round_running && node->confirm_next.head != NULL && node__ready(node) && !round_put_off(node)) {
         node->confirm_now = node->confirm_next;
         node->confirm_next = (struct node_confirms){NULL, NULL};
         node->round++;
+        node->round_began_ns = uv_hrtime();
+        node->round_reads = confirms_count(&node->confirm_now);
         node->round_term = node->raft.current_term;
         node->round_ack_count = 0;
         if (round_won(node)) { /* the only voter */
@@ -174,6 +199,15 @@ void node__probe_result(struct raft_node *node, uint64_t peer, uint64_t term, ui
         struct error err = ERROR_INIT;
         node->round_running = false;
         confirms_end(node, &node->confirm_now, STATUS_OK, &err);
+        round_start(node);
+    }
+}
+
+void node__confirm_round(uv_timer_t *timer)
+{
+    struct raft_node *node = timer->data;
+    if (node->running && !node->stopping) {
+        node->round_reads = 0;
         round_start(node);
     }
 }

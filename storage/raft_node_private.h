@@ -12,6 +12,8 @@ enum {
     NODE_INBOUND_BYTES_MAX = 64 << 20,        /* received and not yet handled; beyond: dropped (Raft repeats) */
     NODE_CONFIRM_TIMEOUT_MS = RAFT_ELECTION_TIMEOUT_MS * 2, /* a leader without a majority steps down after one */
     NODE_TICK_MS = 50,                        /* deadlines and retries, while there are any */
+    NODE_ROUND_BUSY = 4,                      /* a round that proved leadership to so many reads at once … */
+    NODE_ROUND_MS_MIN = 2,                    /* … is followed by the next no sooner than this after its start: more share it */
     NODE_BEAT_MS_MIN = 5,                     /* libraft is not ticked more often */
     NODE_CONFIRMS_MAX = 65536,                /* waiting readers; beyond: refused */
     NODE_TRANSFER_ATTEMPTS_MAX = 3,
@@ -76,6 +78,7 @@ struct raft_node {
     uv_prepare_t prepare;
     uv_timer_t pace;   /* snapshot transfers */
     uv_timer_t ticker; /* deadlines, retries; runs while there are any */
+    uv_timer_t rounds; /* start of the next confirmation round, when it was put off */
     uv_timer_t beat;   /* libraft's time: heartbeats, elections; armed for the next one only */
     uint64_t beat_due, beat_armed; /* loop time: of the next heartbeat; of the timer */
     raft_index beat_commit; /* at the last heartbeat */
@@ -113,7 +116,8 @@ struct raft_node {
     size_t confirm_count;
     uint64_t round;
     raft_term round_term;
-    uint64_t round_sent_ms;
+    uint64_t round_sent_ms, round_began_ns;
+    size_t round_reads; /* that waited for the last round */
     bool round_running;
     uint64_t *round_acks;
     size_t round_ack_count, round_ack_cap;
@@ -131,6 +135,7 @@ void node__submit_held(struct raft_node *node);
 void node__change_run(struct raft_node *node); /* at each tick and whenever something may have moved on */
 void node__change_stop(struct raft_node *node);
 
+void node__confirm_round(uv_timer_t *timer); /* the round that was put off */
 void node__confirm_run(struct raft_node *node); /* tick: deadlines, repeated probes */
 void node__confirm_leadership(struct raft_node *node); /* leadership or readiness changed */
 void node__confirm_stop(struct raft_node *node);

@@ -219,9 +219,10 @@ int caller__build(struct rpc_call *call, struct error *err)
         from_certificate(call);
         call->peer_member = caller->class == CALLER_MEMBER;
     }
-    if (!md_has(&call->metadata, "covey-request-id"))
-        uuid_new(call->request_id);
-    else if (!md_get(&call->metadata, "covey-request-id", call->request_id, sizeof(call->request_id)) || !uuid_valid(call->request_id))
+    if (!md_has(&call->metadata, "covey-request-id")) {
+        if (call->method->write) /* others get one when somebody asks for it */
+            uuid_new(call->request_id);
+    } else if (!md_get(&call->metadata, "covey-request-id", call->request_id, sizeof(call->request_id)) || !uuid_valid(call->request_id))
         return error_set(err, STATUS_INVALID_ARGUMENT, "covey-request-id must be a UUID");
     if (!may_claim(call))
         return STATUS_OK; /* whatever it claims is not heard */
@@ -322,6 +323,8 @@ const struct caller *rpc_caller(const struct rpc_call *call)
 
 const char *rpc_request_id(const struct rpc_call *call)
 {
+    if (call->request_id[0] == '\0')
+        uuid_new(((struct rpc_call *)call)->request_id);
     return call->request_id;
 }
 

@@ -34,6 +34,8 @@ static struct rpc_channel *channel_new(const char *target, grpc_channel_credenti
         arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
         /* Retries are decided by forward.c; proxies and service configs from DNS have no place between members. */
         arg_int(GRPC_ARG_ENABLE_RETRIES, 0),
+        arg_int(GRPC_ARG_MINIMAL_STACK, 1), /* without compression, idle timers and load reports; deadlines are kept */
+        arg_int(GRPC_ARG_ENABLE_DEADLINE_CHECKS, 1),
         arg_int(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
         arg_int(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1),
         arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),

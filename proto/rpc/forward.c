@@ -32,7 +32,8 @@ static int build_metadata(const struct rpc_call *call, struct md_list *list, str
     caller__to_md(call, list);
     snprintf(count, sizeof(count), "%u", call->forwarded + 1);
     covey_assert(md_add(list, "covey-forwarded", count));
-    covey_assert(md_add(list, "covey-request-id", call->request_id));
+    if (call->request_id[0] != '\0')
+        covey_assert(md_add(list, "covey-request-id", call->request_id));
     for (size_t i = 0; i < call->metadata.count; i++) {
         const grpc_metadata *item = &call->metadata.metadata[i];
         const char *key = (const char *)GRPC_SLICE_START_PTR(item->key);
