@@ -1,5 +1,8 @@
 /* TLS: who is who by certificate, pinning, rotation, claims that must not be believed, reflection. */
 #include "world.h"
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include "covey/internal/v1/admin.pb-c.h"
 #include "covey/internal/v1/membership.pb-c.h"
 #include "grpc/reflection.pb-c.h"
@@ -225,6 +228,51 @@ static void reflection_answers(void **state)
     rpc_channel_unref(channel);
 }
 
+struct waiting {
+    struct rpc_channel *channel;
+    int rc;
+};
+
+static void *get_in_thread(void *arg)
+{
+    struct waiting *waiting = arg;
+    struct error err = ERROR_INIT;
+    waiting->rc = get(waiting->channel, "x", NULL, NULL, &err);
+    return NULL;
+}
+
+/* A server that is given its connections knows its peers like one that listens. */
+static void connections_are_handed_over(void **state)
+{
+    struct error err = ERROR_INIT;
+    char address[64];
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(in);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&in, sizeof(in)), 0);
+    assert_int_equal(listen(fd, 8), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&in, &size), 0);
+    snprintf(address, sizeof(address), "127.0.0.1:%d", ntohs(in.sin_port));
+    struct rpc_server *server = rpc_server_tls(&w.server_id, &err);
+    assert_non_null(server);
+    for (int i = 0; i < 2; i++) { /* a second one after the first was closed */
+        struct rpc_channel *channel = rpc_channel_tls(address, w.server_id.fingerprint, NULL, &w.client_id);
+        struct waiting waiting = {.channel = channel};
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, get_in_thread, &waiting), 0);
+        int taken = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        assert_true(taken >= 0);
+        rpc_server_take(server, taken);
+        pthread_join(thread, NULL);
+        assert_int_equal(waiting.rc, STATUS_OK);
+        assert_int_equal(w.seen.class, CALLER_CLIENT);
+        assert_memory_equal(w.seen.address, "127.0.0.1:", 10);
+        rpc_channel_unref(channel);
+    }
+    close(fd);
+    rpc_server_destroy(server, 1000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -236,6 +284,7 @@ int main(void)
         cmocka_unit_test(peer_is_asked_for_and_named),
         cmocka_unit_test(identity_rotates_for_new_connections),
         cmocka_unit_test(reflection_answers),
+        cmocka_unit_test(connections_are_handed_over),
     };
     return cmocka_run_group_tests(tests, world_setup, world_teardown);
 }

@@ -297,6 +297,33 @@ static void apply_done(struct raft_apply *req, int status, void *result) { }
 
 static void no_done(struct raft_io_send *req, int status) { }
 
+/* Its voters do not wait for the timeout, the lowest id goes first; who is no leader is not missed. */
+static void test_lost_leader_is_replaced_soon(void **state)
+{
+    up(1 << 1 | 1 << 2 | 1 << 3, 0, 1, 1);
+    assert_int_equal(f.raft.state, RAFT_FOLLOWER);
+    assert_int_equal(receive_entries(3, 2, 1, 1, 1, "", 8), STATUS_OK);
+    raft_shim_poll(&f.shim);
+    assert_int_equal(f.raft.follower_state.current_leader.id, 3);
+    assert_true(raft_shim_due(&f.shim) >= f.now + RAFT_ELECTION_TIMEOUT_MS);
+    assert_true(raft_shim_due(&f.shim) <= f.now + RAFT_ELECTION_TIMEOUT_MS * 3 / 2);
+    raft_shim_lost(&f.shim, 2);
+    assert_int_equal(f.raft.follower_state.current_leader.id, 3);
+    raft_shim_lost(&f.shim, 3);
+    assert_int_equal(f.raft.follower_state.current_leader.id, 0);
+    assert_int_equal(raft_shim_due(&f.shim), f.now + RAFT_LOST_DELAY_MS);
+    tick(RAFT_LOST_DELAY_MS - 1);
+    assert_int_equal(f.raft.state, RAFT_FOLLOWER);
+    assert_int_equal(receive_entries(2, 3, 1, 1, 1, "", 8), STATUS_OK); /* another one was elected: no hurry any more */
+    raft_shim_poll(&f.shim);
+    assert_true(raft_shim_due(&f.shim) >= f.now + RAFT_ELECTION_TIMEOUT_MS);
+    raft_shim_lost(&f.shim, 2);
+    tick(RAFT_LOST_DELAY_MS);
+    assert_int_equal(f.raft.state, RAFT_CANDIDATE);
+    assert_true(f.raft.candidate_state.in_pre_vote);
+    down();
+}
+
 static void test_n1_change_starts_its_message(void **state)
 {
     static uint8_t big[RAFT_MESSAGE_BYTES_MAX * 2 / 3 / 8 * 8];
@@ -703,7 +730,7 @@ const char *__lsan_default_suppressions(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_n1_change_starts_its_message), cmocka_unit_test(test_n1_change_elsewhere_is_refused),
+        cmocka_unit_test(test_lost_leader_is_replaced_soon), cmocka_unit_test(test_n1_change_starts_its_message), cmocka_unit_test(test_n1_change_elsewhere_is_refused),
         cmocka_unit_test(test_n2_install_waits_for_own_snapshot), cmocka_unit_test(test_n3_older_term_is_answered_here),
         cmocka_unit_test(test_n4_n5_n6_end_the_process), cmocka_unit_test(test_n7_loaded_snapshot),
         cmocka_unit_test(test_n8_rejections_do_not_repeat_a_snapshot), cmocka_unit_test(test_n9_leader_tick),
