@@ -1,4 +1,4 @@
-/* GET /1.0/images/{fingerprint}/export: the stream of Images.ExportImage as a raw body, or as multipart/form-data when the image has two files. The
+/* Files of the daemon (image exports, log files): a stream of ExportImageResponse as a raw body, or as multipart/form-data when there are two files. The
  * length is known from the first message and announced; a stream that ends early breaks the connection, so that no client takes a part for the whole.
  *
  * Threads: the connection's; the call's callbacks put bytes into a bounded queue under the lock. */
@@ -290,4 +290,4 @@ static void end(struct request *r)
     export_unref(e);
 }
 
-const struct handler handler_export = {.name = "image-export", .run = run, .close = end};
+const struct handler handler_export = {.name = "file-export", .run = run, .close = end};

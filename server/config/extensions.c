@@ -22,6 +22,7 @@ static const char *const names[] = {
     "clustering_server_address",
     "clustering_sizing",
     "clustering_update_cert",
+    "container_exec_recording",
     "container_exec_user_group_cwd",
     "container_full",
     "database_leader",

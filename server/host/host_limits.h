@@ -39,6 +39,7 @@ enum {
     EXEC_CHUNK_BYTES = 32 << 10,
     EXEC_RETRY_MS = 10,              /* when a stream's queue is full */
     EXEC_DRAIN_QUIET_MS = 100,       /* output of children that outlive the command is not waited for longer */
+    LOG_READ_BYTES = 256 << 10, /* of a log file in one answer */
     EXEC_CONTROL_LINE_MAX = 64 << 10,
     EXEC_EARLY_STREAM_MS = 5 * 1000, /* a stream may come this much before its session */
     EXEC_FIRST_FRAME_MS = 10 * 1000, /* a Connect call must say its secret within this time */

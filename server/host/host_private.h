@@ -175,6 +175,14 @@ int exec__cancel(struct host *host, const char *operation, struct error *err);
 void exec__tick(struct host *host); /* about every second, on the watcher thread: forgets old results and silent connections */
 void exec__stop_all(struct host *host);
 
+/* ---- logs.c ---- */
+/* Names of the log files, sorted, in the arena. */
+int logs__list(struct host *host, const InstanceSpec *spec, struct arena *arena, char ***names, size_t *count, struct error *err);
+/* At most LOG_READ_BYTES from offset on; *size: of the whole file. NOT_FOUND for names that are no log files, too. */
+int logs__read(struct host *host, const InstanceSpec *spec, const char *name, int64_t offset, struct arena *arena, ProtobufCBinaryData *data, int64_t *size,
+               struct error *err);
+int logs__delete(struct host *host, const InstanceSpec *spec, const char *name, struct error *err);
+
 /* ---- service.c ---- */
 void service__tell(struct host *host, const struct status_event *event); /* watcher thread */
 void service__end_watches(struct host *host);

@@ -189,6 +189,30 @@ HANDLER(delete_image)
     return host_image_delete(ud, in->fingerprint, err);
 }
 
+HANDLER(list_logs)
+{
+    const Covey__Internal__V1__LogRequest *in = (const void *)request;
+    Covey__Internal__V1__ListLogsResponse *out = arena_alloc(rpc_arena(call), sizeof(*out));
+    covey__internal__v1__list_logs_response__init(out);
+    *response = &out->base;
+    return logs__list(ud, in->spec, rpc_arena(call), &out->names, &out->n_names, err);
+}
+
+HANDLER(read_log)
+{
+    const Covey__Internal__V1__LogRequest *in = (const void *)request;
+    Covey__Internal__V1__ReadLogResponse *out = arena_alloc(rpc_arena(call), sizeof(*out));
+    covey__internal__v1__read_log_response__init(out);
+    *response = &out->base;
+    return logs__read(ud, in->spec, in->file, in->offset, rpc_arena(call), &out->data, &out->size, err);
+}
+
+HANDLER(delete_log)
+{
+    const Covey__Internal__V1__LogRequest *in = (const void *)request;
+    return logs__delete(ud, in->spec, in->file, err);
+}
+
 HANDLER(create_pool)
 {
     Covey__Internal__V1__PoolResponse *out = NULL;
@@ -244,6 +268,7 @@ static const struct rpc_binding bindings[] = {
     {"FreezeInstance", freeze_instance}, {"GetInstanceState", get_instance_state}, {"ListInstances", list_instances},
     {"WatchInstances", watch_instances}, {"Exec", exec__handle}, {"CancelExec", cancel_exec}, {"Connect", exec__connect},
     {"FetchImage", fetch_image}, {"PullImage", pull_image}, {"DeleteImage", delete_image}, {"CreatePool", create_pool},
+    {"ListLogs", list_logs}, {"ReadLog", read_log}, {"DeleteLog", delete_log},
     {"DeletePool", delete_pool}, {"GetPoolResources", get_pool_resources}, {"ApplyNetwork", apply_network}, {"RemoveNetwork", remove_network},
     {"GetNetworkLeases", get_network_leases}, {"ListHostNetworks", list_host_networks},
 };

@@ -153,9 +153,6 @@ static int check(const Covey__V1__ExecInstanceRequest *request, struct error *er
     if (request->n_command > COMMAND_WORDS_MAX) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Command has more than %d words", COMMAND_WORDS_MAX);
     }
-    if (request->record_output && !request->wait_for_websocket) {
-        return error_set(err, STATUS_UNIMPLEMENTED, "not implemented: record-output"); /* there is no way to read the files yet */
-    }
     if (request->user < 0 || request->user > UINT32_MAX || request->group < 0 || request->group > UINT32_MAX) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid user or group id");
     }

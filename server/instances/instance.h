@@ -101,6 +101,10 @@ int delete_instance(struct rpc_call *call, const ProtobufCMessage *message, Prot
 int update_instance_state(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
 int update_instances_state(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
 int exec_instance(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
+/* logs.c */
+int list_instance_logs(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
+int get_instance_log(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
+int delete_instance_log(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
 void create_register(void);
 void update_register(void);
 void lifecycle_register(void);

@@ -103,6 +103,9 @@ static const struct rpc_binding bindings[] = {
     {"UpdateInstanceState", update_instance_state},
     {"UpdateInstancesState", update_instances_state},
     {"ExecInstance", exec_instance},
+    {"ListInstanceLogs", list_instance_logs},
+    {"GetInstanceLog", get_instance_log},
+    {"DeleteInstanceLog", delete_instance_log},
 };
 
 void instances_bind(void)

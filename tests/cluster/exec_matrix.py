@@ -116,8 +116,23 @@ def exec_matrix():
     # Detached and recorded.
     done = cluster[1].rest.post("/1.0/instances/c1/exec", {"command": ["sh", "-c", "exit 4"], "wait-for-websocket": False})
     assert done["metadata"]["return"] == 4, done
-    refused(501, "not implemented", cluster[3].rest.post, "/1.0/instances/c1/exec",
-            {"command": ["true"], "wait-for-websocket": False, "record-output": True})
+    recorded = cluster[3].rest.post("/1.0/instances/c1/exec", {
+        "command": ["sh", "-c", "head -c 700000 /dev/zero | tr '\\0' a; echo oops >&2; exit 3"], "wait-for-websocket": False, "record-output": True})
+    assert recorded["metadata"]["return"] == 3, recorded
+    output = recorded["metadata"]["output"]
+    for member in cluster:  # any member gives the files, wherever the container is
+        assert set(output.values()) <= set(member.rest.get("/1.0/instances/c1/logs")), output
+        reply = member.rest.request("GET", output["1"])
+        assert reply.code == 200 and reply.body == b"a" * 700000, (reply.code, len(reply.body))
+        assert member.rest.request("GET", output["2"]).body == b"oops\n"
+    assert b"lxc.rootfs.path" in cluster[2].rest.request("GET", "/1.0/instances/c1/logs/lxc.conf").body
+    refused(404, "Log file not found", cluster[2].rest.get, "/1.0/instances/c1/logs/absent.log")
+    refused(404, "Log file not found", cluster[2].rest.get, "/1.0/instances/c1/logs/exec_%2e%2e%2fx.stdout")
+    refused(400, "lxc.log and lxc.conf may not be deleted", cluster[2].rest.delete, "/1.0/instances/c1/logs/lxc.log")
+    cluster[2].rest.delete(output["1"])
+    refused(404, "Log file not found", cluster[1].rest.delete, output["1"])
+    assert output["1"] not in cluster[1].rest.get("/1.0/instances/c1/logs")
+    assert "Log:" in cluster[1].lxc("info", "c1", "--show-log").stdout
     # Nothing of all this still runs in the container.
     _, out, _ = execute(cluster[1].rest, "c1", ["ps"])
     assert b"sleep" not in out, out
