@@ -117,11 +117,18 @@ void covey_close(struct covey_client *client)
 
 int client_server_certificate(const char *address, int64_t timeout_ms, char **pem, char fingerprint[FINGERPRINT_SIZE], struct error *err)
 {
+    enum { TRIES = 6, PAUSE_MS = 200 }; /* the core gives a handshake a fraction of a second at first: too little for a busy server */
     *pem = NULL;
     struct covey_client *client = client_connect_tls(address, "", NULL);
-    struct covey_options options = {.timeout_ms = timeout_ms > 0 ? timeout_ms : CLIENT_TIMEOUT_MS};
-    int status = client_call_options(client, "Server/GetServer", NULL, NULL, NULL, &options, err);
-    *pem = rpc_channel_server_cert(client->channel);
+    int64_t end = time_mono_ms() + (timeout_ms > 0 ? timeout_ms : CLIENT_TIMEOUT_MS);
+    int status = STATUS_UNAVAILABLE;
+    for (int i = 0; i < TRIES && !*pem && status == STATUS_UNAVAILABLE && time_mono_ms() < end; i++) {
+        if (i)
+            usleep(PAUSE_MS * 1000);
+        struct covey_options options = {.timeout_ms = end - time_mono_ms()};
+        status = client_call_options(client, "Server/GetServer", NULL, NULL, NULL, &options, err);
+        *pem = rpc_channel_server_cert(client->channel);
+    }
     covey_close(client);
     if (!*pem)
         return status ? status : error_set(err, STATUS_UNAVAILABLE, "the server presented no certificate");

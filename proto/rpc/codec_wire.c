@@ -182,9 +182,9 @@ static void settle_map(const struct field_info *info, ProtobufCMessage *message,
         map_dedup(entry, entries, count, arena);
     for (size_t i = 0; i < *count && value->type == PROTOBUF_C_TYPE_MESSAGE; i++) {
         ProtobufCMessage **at = field_at(entries[i], value);
-        if (!*at) /* an empty entry means an empty value, which protobuf-c leaves out */
+        if (!*at && !entry->fields[1].message->json_list) /* an empty entry means an empty value, which protobuf-c leaves out; a list may also be absent */
             *at = codec__new(value->descriptor, arena);
-        if (entry->fields[1].message->has_maps)
+        if (*at && entry->fields[1].message->has_maps)
             settle(entry->fields[1].message, *at, arena);
     }
 }
