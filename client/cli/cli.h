@@ -157,7 +157,13 @@ int preseed_dump(struct cli *cli, struct covey_client *client, json_t **preseed,
 /* ---- join.c ---- */
 int join_complete(json_t *cluster, struct error *err); /* token -> name, address, certificate; path -> certificate */
 char *address_canonical(const char *address);
+/* ---- dialogue.c ---- */
 int init_interactive(struct cli *cli, struct covey_client *client, struct error *err);
+json_t *preseed_empty(void);
+/* Adds a pool and makes it the default profile's root. config is taken, NULL = none. */
+void preseed_add_pool(json_t *preseed, const char *name, const char *driver, json_t *config);
+char *driver_list(const json_t *server, const bool *remote);
+bool driver_known(const char *list, const char *name);
 /* sqlite on the stopped member's file */
 int stopped_database_query(const char *dir, const char *file, const char *query, json_t **reply, struct error *err); /* a file below database/ */
 int local_database_query(const char *dir, const char *query, json_t **reply, struct error *err);

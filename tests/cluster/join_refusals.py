@@ -1,4 +1,4 @@
-"""Every refused join says the text that scripts match, leaves the joiner a usable standalone server and the cluster as it was."""
+"""§18.24: every refused join says the text that scripts match, leaves the joiner a usable standalone server and the cluster as it was."""
 import base64
 import json
 
@@ -61,6 +61,23 @@ def join_refusals():
         for entry in first.rest.get("/1.0/certificates?recursion=1"):
             if entry["certificate"].strip() == own:
                 first.rest.delete(f"/1.0/certificates/{entry['fingerprint']}")
+
+    # What the trust store knew of the joiner before is what it knows after.
+    def known():
+        return [(one["name"], one["type"]) for one in first.rest.get("/1.0/certificates?recursion=1") if one["name"] not in ("node1", "node2")]
+
+    body = "".join(line for line in joiner.certificate().splitlines() if not line.startswith("-----"))
+    first.rest.post("/1.0/certificates", {"type": "server", "name": "other", "certificate": body})
+    different = prefix + 'Failed to update cluster trust: Existing server certificate with different name "other" already in trust store'
+    attempt(different, {"cluster": password})
+    assert known() == [("other", "server")], known()
+    first.rest.delete(f"/1.0/certificates/{joiner.rest.get('/1.0')['environment']['certificate_fingerprint']}")
+    if not peer_is_lxd():
+        first.rest.post("/1.0/certificates", {"type": "client", "name": "laptop", "certificate": body})
+        attempt(prefix + "Failed request to add member: The cluster already has a member with name: node1",
+                {"cluster": password | {"server_name": "node1", "cluster_password": ""}})  # a trusted client needs no password
+        assert known() == [("laptop", "client")], known()
+        first.rest.delete(f"/1.0/certificates/{joiner.rest.get('/1.0')['environment']['certificate_fingerprint']}")
 
     # Refused members are clustered already.
     refused(400, "This server is already clustered", cluster[2].rest.put, "/1.0/cluster",

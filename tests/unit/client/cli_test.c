@@ -279,7 +279,7 @@ static void dialogue(void **state)
     fake_set("UpdateCluster", 0, "{\"operation\":{\"id\":\"op1\",\"status_code\":200}}");
     free(fake_log());
     /* a new cluster; wrong answers are asked again; passwords must agree */
-    struct run run = run_input("maybe\nyes\n0.0.0.0\n127.0.0.1:0\nno\nnode1\ny\none\ntwo\npw\npw\n\nno\nno\nyes\n", "$C admin init");
+    struct run run = run_input("maybe\nyes\n0.0.0.0\n127.0.0.1:0\nno\nnode1\ny\none\ntwo\npw\npw\n\n\nyes\nno\nno\nyes\n", "$C admin init");
     if (run.code)
         fail_msg("%s%s", run.out, run.err);
     assert_non_null(strstr(run.out, "Would you like to use LXD clustering? (yes/no) [default=no]: "));
@@ -296,7 +296,7 @@ static void dialogue(void **state)
     assert_non_null(strstr(log, "UpdateCluster {\"server_name\":\"node1\",\"enabled\":true"));
     free(log);
     /* standalone, all defaults but the network */
-    expect_in(run_input("\n\n\n\nyes\n\n\npw\npw\n\n\n", "$C admin init"), 0, "Name of the new storage pool [default=default]: ", "");
+    expect_in(run_input("\n\n\n\n\nyes\n\n\npw\npw\n\n\n", "$C admin init"), 0, "Name of the new storage pool [default=default]: ", "");
     logged("\"core.https_address\":\"[::]:8443\"");
     /* the end of the input is no answer */
     expect_in(run_input("yes\n", "$C admin init"), 1, "", "Error: EOF\n");
