@@ -243,7 +243,7 @@ int run_cluster_list_tokens(struct cli *cli, struct error *err)
         short_time(json_text(metadata, "expiresAt"), expires);
         table_add(&table, json_text(metadata, "serverName"), token, expires);
         json_array_append_new(raw, json_pack("{s:s,s:s,s:s}", yaml ? "servername" : "ServerName", json_text(metadata, "serverName"),
-                                             yaml ? "token" : "Token", token, yaml ? "expiresat" : "ExpiresAt", json_text(metadata, "expiresAt")));
+                                             yaml ? "token" : "Token", token, yaml ? "expiresat" : "ExpiresAt", expires));
         free(token);
     }
     table_sort(&table);

@@ -166,4 +166,34 @@ def update_certificate():
     first.lxc("profile", "create", "many:by-the-other", conf=conf)
 
 
+@test(90)
+def join_tokens():
+    """§18.16, §18.17: `cluster add`, `list-tokens` in every format, `revoke-token`; both clients print the same of the same token."""
+    needs_covey("it compares two clients")
+    cluster = Cluster(2)
+    first, second = cluster
+    clients = (lambda member, *words, **more: member.lxc(*words, **more), lambda member, *words, **more: member.covey(*words, **more))
+    for add in clients:
+        said = add(first, "cluster", "add", "node7").stdout.splitlines()
+        assert said[0] == "Member node7 join token:" and len(said) == 2, said
+        quiet = add(second, "--quiet", "cluster", "add", "local:", "--name", "node8").stdout.splitlines()
+        assert len(quiet) == 1, quiet
+        for form in ("csv", "json", "yaml", "table", "compact"):
+            lists = [read(member, "cluster", "list-tokens", "--format", form).stdout for read in clients for member in cluster]
+            assert len(set(" ".join(one.split()) if form == "compact" else one for one in lists)) == 1, lists  # spaces differ there
+            assert said[1] in lists[0] and quiet[0] in lists[0], lists[0]
+        rows = [row.split(",") for row in first.lxc("cluster", "list-tokens", "--format", "csv").stdout.splitlines()]
+        assert [row[0] for row in rows] == ["node7", "node8"] and all(row[2].endswith(" UTC") for row in rows), rows
+    for revoke in clients:
+        name = "node7" if revoke is clients[0] else "node8"
+        assert revoke(second, "cluster", "revoke-token", name).stdout == f"Cluster join token for local:{name} deleted\n"
+        again = revoke(first, "cluster", "revoke-token", name, check=False)
+        assert again.returncode == 1 and again.stderr.strip().endswith(f"Error: No cluster join token for member {name} on remote: local"), again
+    for read in clients:
+        assert read(first, "cluster", "list-tokens", "--format", "csv").stdout == ""
+    for add in clients:
+        refused = add(first, "cluster", "add", "node1", check=False)
+        assert refused.returncode == 1 and "Error: The cluster already has a member with name: node1" in refused.stderr, refused
+
+
 main()
