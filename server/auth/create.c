@@ -57,6 +57,24 @@ static json_t *request_to_json(const Covey__V1__CreateCertificateRequest *reques
         "certificate", "", "password", "", "token", 1);
 }
 
+/* The certificate will be trusted by all members: what they listen on may follow this member's addresses, which come first. */
+static void add_members(json_t *addresses)
+{
+    enum { MEMBER_PENDING = 1 };
+    const struct view *view = view_get();
+    for (size_t i = 0; i < view->message->n_members && daemon_clustered(the_daemon); i++) {
+        const Covey__Internal__V1__ViewMember *member = view->message->members[i];
+        bool known = member->id == daemon_id(the_daemon) || member->state == MEMBER_PENDING || !member_online(the_daemon, member->id);
+        for (size_t k = 0; k < json_array_size(addresses) && !known; k++) {
+            known = str_eq(json_string_value(json_array_get(addresses, k)), member->address);
+        }
+        if (!known) {
+            json_array_append_new(addresses, json_string(member->address));
+        }
+    }
+    view_unref(view);
+}
+
 static int issue_token(struct rpc_call *call, const Covey__V1__CreateCertificateRequest *request, Covey__V1__CreateCertificateResponse *out, struct error *err)
 {
     char secret[2 * TOKEN_SECRET_BYTES + 1], fingerprint[FINGERPRINT_SIZE], expiry[64], when[48] = "";
@@ -74,6 +92,7 @@ static int issue_token(struct rpc_call *call, const Covey__V1__CreateCertificate
         json_decref(addresses);
         return error_set(err, STATUS_INVALID_ARGUMENT, "Can't issue token when server isn't listening on network");
     }
+    add_members(addresses);
     struct issue issue = {.request = request, .secret = secret};
     config_text("core.remote_token_expiry", expiry, sizeof expiry);
     if (expiry[0] != '\0' && expiry_add(expiry, time_unix_ns(), &issue.expires_ns) != 0) {

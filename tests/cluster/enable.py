@@ -166,6 +166,29 @@ def enable_refusals():
     assert [(one["name"], one["type"]) for one in trusted] == [(member.name, "server")], trusted
 
 
+@test(60)
+def enable_fails_halfway():
+    """The certificate cannot be written: everything is put back, the server works, and the next attempt succeeds."""
+    needs_covey("there a failed bootstrap is not undone")
+    (member,) = servers(1)
+    member.rest.patch("/1.0", {"config": {"core.https_address": member.address}})
+    before = {path: member.rest.get(path) for path in ("/1.0/cluster", "/1.0/certificates", "/1.0/profiles?recursion=1")}
+    blocks = [os.path.join(member.dir, name) for name in ("cluster.crt.staged.tmp", "cluster.key.staged.tmp")]
+    for path in blocks:
+        os.mkdir(path)
+    refused((400, 500), "", enable, member)
+    for path, value in before.items():
+        assert member.rest.get(path) == value, path
+    member.rest.post("/1.0/profiles", {"name": "after"})
+    member.kill()
+    member.start()
+    assert member.rest.get("/1.0/cluster")["enabled"] is False
+    for path in blocks:
+        os.rmdir(path)
+    enable(member)
+    clustered_at(member, member.address)
+
+
 @test(90)
 def standalone_says_so():
     """What a server that is not clustered answers (spec/cluster.md 1.1)."""

@@ -164,5 +164,14 @@ def token_refusals():
     assert join_by(joiner, cluster[1], encoded(good), "token").returncode == 0
 
 
+@test(90)
+def client_token_names_all_members():
+    """A token of `config trust add` may be used at any member that is online."""
+    needs_covey("there only the issuing member is named")
+    cluster = Cluster(2)
+    metadata = cluster[2].rest.post("/1.0/certificates", {"name": "laptop", "type": "client", "token": True}, wait=False)["metadata"]
+    assert sorted(metadata["addresses"]) == [one.address for one in cluster], metadata
+
+
 if __name__ == "__main__":
     main()
