@@ -30,7 +30,7 @@ static struct rpc_channel *channel_new(const char *target, grpc_channel_credenti
         arg_int(GRPC_ARG_MAX_METADATA_SIZE, RPC_METADATA_BYTES_MAX),
         /* A member that comes back must be found at once: the default maximum is two minutes. */
         arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
-        arg_int(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 200),
+        arg_int(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000), /* this is the time that one attempt has, TLS handshake on a busy machine included */
         arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
         /* Retries are decided by forward.c; proxies and service configs from DNS have no place between members. */
         arg_int(GRPC_ARG_ENABLE_RETRIES, 0),
