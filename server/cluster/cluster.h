@@ -149,6 +149,8 @@ int member_update(struct rpc_call *call, const ProtobufCMessage *request, const 
 int cluster_local_state(struct daemon *daemon, const char *name, const char *cluster_id, uint64_t epoch, uint64_t id, struct error *err);
 /* At start, before anything looks for the database: a join that ended in the middle of the exchange gets the former database back. */
 int join_prepare(struct daemon *daemon, struct error *err);
+/* Whether a join is between two databases: the view need not know this member. */
+bool join_exchanging(void);
 /* At start: goes on with a join that was interrupted. */
 int join_resume(struct daemon *daemon, struct error *err);
 int join_start(struct rpc_call *call, const ProtobufCMessage *request, Covey__V1__Operation **operation, struct error *err);

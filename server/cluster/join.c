@@ -358,9 +358,17 @@ static int complete_self(struct daemon *daemon, struct join *join, struct error 
     return status;
 }
 
+static atomic_bool exchanging; /* it is not settled whose database this server has */
+
+bool join_exchanging(void)
+{
+    return atomic_load(&exchanging);
+}
+
 /* From "switching" on: exchanges the database and completes, or puts everything back. */
 static int finish(struct daemon *daemon, struct join *join, struct error *err)
 {
+    atomic_store(&exchanging, true);
     int status = switch_over(daemon, join, err);
     if (status == STATUS_OK) {
         status = complete_self(daemon, join, err);
@@ -370,6 +378,7 @@ static int finish(struct daemon *daemon, struct join *join, struct error *err)
                 log_error("join.former", "error=\"%s\"", drop.text); /* the next start tries again */
             }
             networks_sync(daemon); /* those that this server had alone go */
+            atomic_store(&exchanging, false);
             log_info("join.done", "member=%s id=%" PRIu64, join->name, join->id);
             return STATUS_OK;
         }
@@ -383,6 +392,7 @@ static int finish(struct daemon *daemon, struct join *join, struct error *err)
     if (switch_back(daemon, &back) != STATUS_OK) {
         core_panic(__FILE__, __LINE__, "cannot return to the former database: %s", back.text); /* the next start tries again */
     }
+    atomic_store(&exchanging, false);
     join__unmake_networks(daemon, join);
     join__unmake_pools(daemon, join);
     if (told) {
@@ -696,6 +706,9 @@ int join_resume(struct daemon *daemon, struct error *err)
 {
     json_t *object = load_object(daemon);
     bool any = object != NULL;
+    if (in_phase(object, "switching")) { /* before anybody asks */
+        atomic_store(&exchanging, true);
+    }
     json_decref(object);
     if (!any || atomic_exchange(&resuming, true)) {
         return STATUS_OK;

@@ -97,7 +97,7 @@ enum upgrade_state upgrade_judge(struct daemon *daemon, struct error *err)
         state = not_registered(daemon, err);
     }
     view_unref(view);
-    return state;
+    return state == UPGRADE_FATAL && join_exchanging() ? UPGRADE_UNKNOWN : state; /* the join ends in a database that fits */
 }
 
 /* ---- the leader's part ---- */
