@@ -321,7 +321,7 @@ int run_cluster_remove(struct cli *cli, struct error *err)
         char *answer;
         status = cli_ask(cli, question, "no", &answer, err);
         free(question);
-        sure = !status && (strcasecmp(answer, "yes") == 0 || strcasecmp(answer, "y") == 0);
+        sure = !status && strcasecmp(answer, "yes") == 0;
         if (!status)
             free(answer);
         if (!status && !sure)

@@ -15,9 +15,13 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <uthash.h>
 
-enum { REST_MS = 60 * 1000 }; /* nothing to do for this side until the state changes */
+enum {
+    REST_MS = 60 * 1000,     /* nothing to do for this side until the state changes */
+    REFUSED_PAUSE_MS = 5000, /* between attempts of a member that the cluster refuses */
+};
 
 struct instance_entry {
     char *key; /* project/name */
@@ -522,7 +526,10 @@ bool member_online(struct daemon *daemon, uint64_t id)
     if (id == daemon_id(daemon)) {
         return true;
     }
-    if (!daemon_leads(daemon)) {
+    pthread_mutex_lock(&attach.lock);
+    bool listening = attach.leading; /* a moment later than Raft says so: until then nobody has been heard */
+    pthread_mutex_unlock(&attach.lock);
+    if (!listening || !daemon_leads(daemon)) {
         const struct view *view = view_get();
         const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, id);
         bool online = member != NULL && member->online;
@@ -729,8 +736,9 @@ static uint64_t find_leader(struct daemon *daemon)
         int status = rpc_unary(channel, "covey.internal.v1.Membership", "WhoLeads", &request.base, &response, &arena, &options, NULL);
         if (status == STATUS_OK) {
             leader = ((Covey__Internal__V1__WhoLeadsResponse *)response)->id;
-        } else if (status == STATUS_PERMISSION_DENIED) {
-            upgrade_refused();
+        }
+        if (status == STATUS_OK || status == STATUS_PERMISSION_DENIED) {
+            leave_note_answer(status == STATUS_PERMISSION_DENIED);
         }
         arena_clear(&arena);
         rpc_channel_unref(channel);
@@ -801,11 +809,10 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     attach.upstream = NULL;
     pthread_mutex_unlock(&attach.lock);
     int why = lost ? rpc_status(call, &err) : STATUS_OK;
-    if (why == STATUS_PERMISSION_DENIED) {
-        upgrade_refused();
-    }
     if (why == STATUS_RESOURCE_EXHAUSTED) {
         events_gap(); /* the leader does not keep what was missed: watchers end instead of skipping it */
+    } else if (why == STATUS_PERMISSION_DENIED) {
+        leave_note_answer(true);
     } else if (why == STATUS_DATA_LOSS) {
         core_panic(__FILE__, __LINE__, "%s", err.text); /* a wrong replica is worse than a dead one: the restart rebuilds it from the log */
     }
@@ -838,6 +845,12 @@ static void *reporter_main(void *ud)
         }
         certificate_seek(daemon);
         seen = state_wait_change(seen, 100); /* also the pause between attempts */
+        for (int64_t end = time_mono_ms() + REFUSED_PAUSE_MS; leave_is_refused() && time_mono_ms() < end;) { /* a stranger does not press */
+            usleep(100000);
+            pthread_mutex_lock(&attach.lock);
+            end = attach.stop ? 0 : end;
+            pthread_mutex_unlock(&attach.lock);
+        }
     }
 }
 

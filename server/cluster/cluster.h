@@ -133,6 +133,24 @@ int group_name_check(const char *name, struct error *err); /* groups.c; spec/pla
 int architecture_id(const char *name); /* 2 = x86_64 …; 0 = unknown */
 const char *architecture_name(int id);
 
+/* ---- remove.c (leader's side of a removal), leave.c (the member's that goes), rename.c ---- */
+int member_remove(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
+/* On the leader's controller thread, each tick: goes on with farewells that are owed. Never blocks. */
+void removal_round(struct daemon *daemon);
+int member_rename(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
+void leave_bind(void); /* covey.internal.v1.Departure */
+int cluster_disable(struct rpc_call *call, struct error *err); /* PUT /1.0/cluster with enabled = false (spec/cluster.md 3.6) */
+/* This member's restart after leaving waits until the call has been answered. */
+void leave_after_answer(struct rpc_call *call);
+/* At start, when the member left: before its place in the cluster is read, and once the host runs. */
+int leave_resume(struct daemon *daemon, struct error *err);
+int leave_finish(struct daemon *daemon, struct error *err);
+/* The cluster answered this member, or refused it as a stranger: then the log says what to do. */
+void leave_note_answer(bool refused);
+bool leave_is_refused(void); /* for so long that it is a member no more */
+/* INVALID_ARGUMENT `text` while containers run on this server. */
+int server_idle_check(struct daemon *daemon, const char *text, struct error *err);
+
 /* ---- membership.c, introduce.c (leader's side of joining), join.c (the joiner's), service.c (covey.v1.Cluster) ---- */
 /* Membership.HandOver */
 int handover_serve(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);

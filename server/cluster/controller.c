@@ -425,6 +425,9 @@ static void *controller_main(void *ud)
             check_images(daemon);
             check_digest(daemon);
         }
+        if (controller.serving) {
+            removal_round(daemon);
+        }
         if (now >= sweep_after && controller.serving) {
             sweep_after = now + TOKEN_SWEEP_MS;
             sweep(daemon);

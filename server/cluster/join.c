@@ -565,7 +565,7 @@ void join_register(void)
     op_register(&join_kind);
 }
 
-static int check_idle(struct daemon *daemon, struct error *err)
+int server_idle_check(struct daemon *daemon, const char *text, struct error *err)
 {
     struct arena arena;
     arena_init(&arena);
@@ -576,7 +576,7 @@ static int check_idle(struct daemon *daemon, struct error *err)
         running += instances[i]->status_code != 102;
     }
     arena_clear(&arena);
-    return running == 0 ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "Cannot join a cluster while instances are running");
+    return running == 0 ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "%s", text);
 }
 
 /* Opens the listener for `address` and stores what follows from it (spec/cluster.md 4.1). Kept when the join fails later. */
@@ -623,7 +623,7 @@ int join_start(struct rpc_call *call, const ProtobufCMessage *message, Covey__V1
     if (address_canonical(request.cluster_address, target, sizeof target, err) != STATUS_OK) {
         return error_prefix(err, "Invalid cluster_address");
     }
-    if (check_idle(daemon, err) != STATUS_OK || listen_on(daemon, own, err) != STATUS_OK) {
+    if (server_idle_check(daemon, "Cannot join a cluster while instances are running", err) != STATUS_OK || listen_on(daemon, own, err) != STATUS_OK) {
         return err->code;
     }
     request.server_address = own;

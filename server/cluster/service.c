@@ -47,8 +47,9 @@ static int update_cluster(struct rpc_call *call, const ProtobufCMessage *message
     Covey__V1__UpdateClusterResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
     covey__v1__update_cluster_response__init(out);
     if (!request->enabled) {
+        *response = &out->base;
         return str_empty(request->server_name)
-                   ? error_set(err, STATUS_UNIMPLEMENTED, "not implemented")
+                   ? cluster_disable(call, err)
                    : error_set(err, STATUS_INVALID_ARGUMENT, "ServerName must be empty when disabling clustering");
     }
     if (str_empty(request->server_name)) {
@@ -359,11 +360,13 @@ static struct rpc_binding bindings[] = {
     {"UpdateClusterCertificate", NULL},
     {"GetCluster", get_cluster},   {"UpdateCluster", update_cluster},  {"ListMembers", list_members},
     {"GetMember", get_member},     {"CreateJoinToken", create_token}, {"UpdateMember", update_member},
+    {"RemoveMember", member_remove}, {"RenameMember", member_rename},
 };
 
 void cluster_service_bind(void)
 {
     op_register(&token_kind);
+    leave_bind();
     bindings[0].handler = certificate_update_handler();
     rpc_bind("covey.v1.Cluster", bindings, sizeof bindings / sizeof *bindings, NULL);
 }

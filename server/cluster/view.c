@@ -213,6 +213,10 @@ void view_persist(struct daemon *daemon)
     free(bytes);
     if (packed.len != views.persisted.len || (packed.len > 0 && memcmp(packed.data, views.persisted.data, packed.len) != 0)) {
         persist_members(daemon, view->message);
+        const Covey__Internal__V1__ViewMember *self = daemon_clustered(daemon) ? view_member_by_id(view, daemon_id(daemon)) : NULL;
+        if (self != NULL && self->state != 1) { /* renamed, perhaps while it was away */
+            local_state_set(daemon->local, "name", self->name, NULL);
+        }
         persist_certificates(daemon, view->message);
         char *text = base64_encode(packed.data, packed.len);
         struct error err = ERROR_INIT;

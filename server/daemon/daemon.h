@@ -10,6 +10,7 @@
 #include "server/host/host.h"
 #include "storage/db.h"
 #include "storage/local.h"
+#include <signal.h>
 
 enum {
     COVEY_API_LEVEL = 1, /* grows with every change of how members talk; docs/design/upgrade.md */
@@ -28,6 +29,9 @@ struct daemon {
     struct identity server; /* server.crt: who this member is towards other members */
     int64_t started_ms;
 };
+
+/* Sent by the process to itself: main stops everything and executes the program again, in the same process (server/cluster/leave.c). */
+#define DAEMON_RESTART_SIGNAL SIGUSR1
 
 extern struct daemon *the_daemon; /* for RPC handlers; set once in main */
 

@@ -181,7 +181,7 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     status = status == STATUS_OK ? local_db_open(database, &daemon->local, err) : status;
     status = status == STATUS_OK ? identity_init(daemon, err) : status;
     free(database);
-    if (status != STATUS_OK || load_identity(daemon, err) != STATUS_OK) {
+    if (status != STATUS_OK || leave_resume(daemon, err) != STATUS_OK || load_identity(daemon, err) != STATUS_OK) {
         return err->code;
     }
     view_load(daemon);
@@ -189,6 +189,7 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     struct rpc_policy policy = {.ud = daemon, .classify = view_classify, .route = route_call, .route_now = route_now, .confirm = confirm_call, .admit = admit_call};
     attach_init(daemon); /* the host reports statuses from its start on */
     status = host_start(&host, &daemon->host, err);
+    status = status == STATUS_OK ? leave_finish(daemon, err) : status;
     if (status == STATUS_OK) {
         bind_services(daemon);
         rpc_set_policy(&policy);
@@ -236,7 +237,9 @@ static void stop(struct daemon *daemon, int signal)
     struct stop_manner how = stop_manner(signal);
     daemon_set_phase(DAEMON_STOPPING);
     log_info("daemon.stopping", "instances=%s wait=%d", how.instances ? "stop" : "keep", how.wait);
-    handover(daemon); /* first: stopping instances may take long */
+    if (signal != DAEMON_RESTART_SIGNAL) { /* who has left has nothing to give */
+        handover(daemon); /* first: stopping instances may take long */
+    }
     if (how.wait) {
         stop_wait(daemon);
     }
@@ -261,10 +264,30 @@ static void stop(struct daemon *daemon, int signal)
     log_info("daemon.stopped", "dir=%s", daemon->dir);
 }
 
+/* The same program in the same process, as a new start. Returns only when somebody asked for the end meanwhile (0) or it is not possible (1). */
+static int restart_in_place(const char *program, char **argv)
+{
+    sigset_t waiting;
+    sigpending(&waiting);
+    for (int i = 0; i < 4; i++) {
+        if (sigismember(&waiting, (int[]){SIGTERM, SIGINT, SIGQUIT, SIGPWR}[i])) {
+            return 0;
+        }
+    }
+    close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
+    execv(program, argv);
+    execv("/proc/self/exe", argv); /* replaced or removed since */
+    fprintf(stderr, "coveyd: cannot restart: %s\n", strerrordesc_np(errno));
+    return 1;
+}
+
 int main(int argc, char **argv)
 {
     struct options options = {0};
-    char dir[PATH_MAX];
+    char dir[PATH_MAX], program[PATH_MAX] = "";
+    if (readlink("/proc/self/exe", program, sizeof program - 1) < 0) {
+        program[0] = '\0';
+    }
     if (parse(argc, argv, &options) != 0) {
         return 2;
     }
@@ -277,8 +300,8 @@ int main(int argc, char **argv)
     setrlimit(RLIMIT_NOFILE, &files); /* best effort: a low limit shows up as failed accepts */
     sigset_t signals;
     sigemptyset(&signals);
-    for (int i = 0; i < 5; i++) {
-        sigaddset(&signals, (int[]){SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGHUP}[i]);
+    for (int i = 0; i < 6; i++) {
+        sigaddset(&signals, (int[]){SIGTERM, SIGINT, SIGQUIT, SIGPWR, SIGHUP, DAEMON_RESTART_SIGNAL}[i]);
     }
     pthread_sigmask(SIG_BLOCK, &signals, NULL); /* before any thread: main waits for them */
     signal(SIGPIPE, SIG_IGN);
@@ -315,5 +338,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "coveyd: %s\n", err.text);
     }
     stop(the_daemon, ended);
+    if (ended == DAEMON_RESTART_SIGNAL) {
+        return restart_in_place(program, argv);
+    }
     return ended < 0 ? 1 : 0;
 }

@@ -107,6 +107,9 @@ int route_call(void *ud, struct rpc_call *call, const ProtobufCMessage *request,
     case RPC_ROUTE_TARGET: status = route_target(daemon, request, &member, err); break;
     case RPC_ROUTE_OPERATION:
     case RPC_ROUTE_LEADER:
+        if (attempt == 0 && strcmp(method->name, "RemoveMember") == 0) {
+            leave_after_answer(call); /* it may be this member that goes */
+        }
         if (strcmp(method->service, "covey.v1.Operations") == 0 && request != NULL && op_is_local(codec_get_string(request, "id"))) {
             return STATUS_OK;
         }

@@ -52,6 +52,9 @@ int host_interface_state(const char *name, struct arena *arena, Covey__V1__Netwo
 /* The interface that a network of this host stands on: its parent, or itself; in arena. */
 char *host_network_interface(struct host *host, const char *network, struct arena *arena);
 
+/* Removes all image files, all networks and the local parts of these pools; what cannot be removed is logged. At start only, before the agent is served. */
+void host_clear(struct host *host, Covey__Internal__V1__PoolSpec *const *pools, size_t count);
+
 /* ---- image files ---- */
 
 enum { HOST_FINGERPRINT_SIZE = 65 };

@@ -472,6 +472,42 @@ static int read_fingerprints(struct sql *sql, void *ud, struct error *err)
     return status == STATUS_OK ? done : status;
 }
 
+struct secure {
+    struct all all;
+    uint64_t member;
+};
+
+static int read_only_here(struct sql *sql, void *ud, struct error *err)
+{
+    static const char query[] =
+        "SELECT DISTINCT i.fingerprint FROM images AS i JOIN images_nodes AS n ON n.image_id = i.id WHERE n.node_id = ?1 AND NOT EXISTS"
+        " (SELECT 1 FROM images AS j JOIN images_nodes AS m ON m.image_id = j.id WHERE j.fingerprint = i.fingerprint AND m.node_id <> ?1) ORDER BY 1";
+    struct secure *in = ud;
+    int64_t count = 0;
+    int status = sql_get_int(sql, &count, err, "SELECT count(*) FROM images_nodes WHERE node_id = ?1", "i", (int64_t)in->member);
+    in->all.fingerprints = arena_alloc(in->all.arena, ((size_t)count + 1) * sizeof *in->all.fingerprints);
+    struct sql_stmt *s = sql_query(sql, query, "i", (int64_t)in->member);
+    while (status == STATUS_OK && sql_next(s) && in->all.count < (size_t)count) {
+        in->all.fingerprints[in->all.count++] = arena_strdup(in->all.arena, sql_text(s, 0));
+    }
+    int done = sql_done(s, status == STATUS_OK ? err : NULL);
+    return status == STATUS_OK ? done : status;
+}
+
+int images_secure(struct daemon *daemon, uint64_t member, struct error *err)
+{
+    struct arena arena;
+    arena_init(&arena);
+    struct secure in = {.all = {.arena = &arena}, .member = member};
+    int status = daemon_read(daemon, DB_LINEARIZABLE, read_only_here, &in, NULL, err);
+    for (size_t i = 0; i < in.all.count && status == STATUS_OK; i++) {
+        status = replicate(in.all.fingerprints[i], err);
+        status = status == STATUS_NOT_FOUND ? STATUS_OK : status; /* deleted meanwhile */
+    }
+    arena_clear(&arena);
+    return status;
+}
+
 /* One image's failure does not keep the others from being copied; the first one is the operation's. */
 static int sync_run(struct op *op, struct error *err)
 {

@@ -21,6 +21,9 @@ enum {
 /* Any thread that may block, any member: the leader starts the operation "Synchronizing images" (or lets the running one go round again). Call it hourly on
  * the leader, when cluster.images_minimal_replica was raised, after a join and after a removal. */
 int images_synchronize(struct daemon *daemon, struct error *err);
+/* On the leader, before a member goes: copies images that only this member holds to others, as many as cluster.images_minimal_replica asks for (one copy is
+ * enough when it is 1: then they stay where they are). Blocks until done; the first failure ends it. */
+int images_secure(struct daemon *daemon, uint64_t member, struct error *err);
 
 /* ---- records.c: inside a transaction ---- */
 /* The project whose images a project uses (features.images = false: those of default). */

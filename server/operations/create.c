@@ -243,6 +243,18 @@ void op_token_ended(const char *uuid, enum op_status status)
     }
 }
 
+void operations_member_left(uint64_t member)
+{
+    uint64_t self = daemon_id(ops.daemon);
+    pthread_mutex_lock(&ops.lock);
+    for (struct op *op = ops.table; op != NULL; op = op->hh.next) {
+        if (op->member == member && op->kind != NULL && op->kind->class == OP_TOKEN) {
+            op->member = self;
+        }
+    }
+    pthread_mutex_unlock(&ops.lock);
+}
+
 /* ---- leadership ---- */
 
 struct load {

@@ -80,5 +80,7 @@ int op_write(struct op *op, const char *step, db_write_fn fn, void *ud, struct b
 
 /* Ends a token operation (class token): status Success when used, Cancelled when revoked. Removes its row in the caller's transaction. */
 void op_token_ended(const char *uuid, enum op_status status);
+/* On the leader: a member was removed. Its tokens belong to this member from now on, as their rows do. */
+void operations_member_left(uint64_t member);
 
 #endif
