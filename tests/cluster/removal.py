@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 
+from namespaces import NetworkCluster
 from harness import Cluster, RestError, Skip, main, needs_covey, peer_is_lxd, refused, test, wait_until
 
 CLUSTER_FILES = ("cluster.crt", "cluster.key", "cluster.ca")
@@ -273,6 +274,33 @@ def images_are_kept():
     standalone(second)
     if not peer_is_lxd():
         assert os.listdir(os.path.join(second.dir, "images")) == []
+
+
+@test(150)
+def networks_are_given_up():
+    """A member that leaves removes its part of managed networks; the others keep theirs. Cut off, it cannot be removed cleanly and nothing changes."""
+    cluster = NetworkCluster(3)
+    three_voters(cluster)
+    first = cluster[1]
+    for member in cluster:
+        first.rest.post(f"/1.0/networks?target={member.name}", {"name": "br0", "type": "bridge"})
+    first.rest.post("/1.0/networks", {"name": "br0", "type": "bridge", "config": {"ipv4.address": "10.88.0.1/24", "ipv6.address": "none"}})
+    leaver = next(one for one in cluster if one is not cluster.leader() and one is not first)
+
+    def bridge(member):
+        return member.run(["ip", "link", "show", "br0"], check=False).returncode == 0
+    assert all(bridge(member) for member in cluster)
+    if not peer_is_lxd():
+        cluster.cut(leaver)
+        refused(503, f"Cluster member {leaver.name} ", first.rest.delete, f"/1.0/cluster/members/{leaver.name}", timeout=60)
+        assert leaver.name in first.members() and len(servers(first)) == 3
+        cluster.heal()
+    wait_until(lambda: first.rest.delete(f"/1.0/cluster/members/{leaver.name}") is not None, 30, "its removal")
+    cluster.members.remove(leaver)
+    gone(cluster, leaver.name)
+    standalone(leaver)
+    assert not bridge(leaver) and bridge(first)
+    assert first.rest.get("/1.0/networks/br0")["locations"] == [one.name for one in cluster]
 
 
 @test(120)
