@@ -110,6 +110,7 @@ int dir_remove_all(const char *path, struct error *err);        /* never follows
 /* The listening local socket with this path that a service manager handed to this process, not blocking, not passed on; -1 = none. The file stays the
  * manager's: do not remove it. */
 int inherited_socket(const char *path);
+int inherited_count(void); /* how many sockets a service manager handed to this process */
 struct process_result {
     int exit_code; /* 128+N when killed by signal N */
     struct buf out; /* stdout, at most out_max */

@@ -9,13 +9,19 @@
 
 enum { FIRST_FD = 3, FDS_MAX = 64 };
 
-int inherited_socket(const char *path)
+int inherited_count(void)
 {
     int64_t pid = 0, count = 0;
     const char *for_whom = getenv("LISTEN_PID"), *how_many = getenv("LISTEN_FDS");
     if (for_whom == NULL || how_many == NULL || parse_i64(for_whom, 1, INT32_MAX, &pid) != 0 || pid != getpid() || parse_i64(how_many, 1, FDS_MAX, &count) != 0)
-        return -1;
-    for (int fd = FIRST_FD; fd < FIRST_FD + (int)count; fd++) {
+        return 0;
+    return (int)count;
+}
+
+int inherited_socket(const char *path)
+{
+    int count = inherited_count();
+    for (int fd = FIRST_FD; fd < FIRST_FD + count; fd++) {
         struct sockaddr_un address = {0};
         socklen_t len = sizeof(address), flag_len = sizeof(int);
         int listening = 0;

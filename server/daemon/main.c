@@ -264,10 +264,14 @@ static void stop(struct daemon *daemon, int signal)
     log_info("daemon.stopped", "dir=%s", daemon->dir);
 }
 
-/* The same program in the same process, as a new start. Returns only when somebody asked for the end meanwhile (0) or it is not possible (1). */
+/* The same program in the same process, as a new start. Returns only when somebody asked for the end meanwhile, or a service manager holds the sockets and starts
+ * this program when it is needed (0), or it is not possible (1). */
 static int restart_in_place(const char *program, char **argv)
 {
     sigset_t waiting;
+    if (inherited_count() > 0) {
+        return 0;
+    }
     sigpending(&waiting);
     for (int i = 0; i < 4; i++) {
         if (sigismember(&waiting, (int[]){SIGTERM, SIGINT, SIGQUIT, SIGPWR}[i])) {

@@ -155,9 +155,9 @@ int networks_complete_join(struct sql *sql, int64_t member, NetworkSpec *const *
     return status;
 }
 
-/* ---- leaving ---- */
+/* ---- names on one member ---- */
 
-struct leaving {
+struct defined {
     struct arena *arena;
     int64_t member;
     char **names;
@@ -166,7 +166,7 @@ struct leaving {
 
 static int read_names(struct sql *sql, void *ud, struct error *err)
 {
-    struct leaving *in = ud;
+    struct defined *in = ud;
     int status = STATUS_OK;
     in->count = 0;
     in->names = arena_alloc(in->arena, NETWORKS_MAX * sizeof *in->names);
@@ -180,26 +180,6 @@ static int read_names(struct sql *sql, void *ud, struct error *err)
     }
     int done = sql_done(s, status == STATUS_OK ? err : NULL);
     return status == STATUS_OK ? done : status;
-}
-
-int networks_leave_member(uint64_t member, struct error *err)
-{
-    struct arena arena;
-    arena_init(&arena);
-    struct leaving in = {.arena = &arena, .member = (int64_t)member};
-    int status = daemon_read(the_daemon, DB_LINEARIZABLE, read_names, &in, NULL, err);
-    for (size_t i = 0; i < in.count && status == STATUS_OK; i++) {
-        struct network_task task = {.member = member};
-        covey__internal__v1__network_spec__init(&task.spec);
-        task.spec.name = in.names[i];
-        status = name_lock(NETWORK_LOCK_NOUN, in.names[i], err);
-        if (status == STATUS_OK) {
-            status = network_remove_on_member(&task, &arena, err);
-            name_unlock(NETWORK_LOCK_NOUN, in.names[i]);
-        }
-    }
-    arena_clear(&arena);
-    return status;
 }
 
 /* ---- sync: the leader's side ---- */
@@ -258,7 +238,7 @@ int network_sync(struct rpc_call *call, const ProtobufCMessage *message, Protobu
 {
     const Covey__Internal__V1__SyncNetworksRequest *request = (const Covey__Internal__V1__SyncNetworksRequest *)message;
     struct arena *arena = rpc_arena(call);
-    struct leaving defined = {.arena = arena, .member = (int64_t)request->member};
+    struct defined defined = {.arena = arena, .member = (int64_t)request->member};
     Covey__V1__Empty nothing = COVEY__V1__EMPTY__INIT;
     ProtobufCMessage *answer = NULL;
     int status = daemon_read(the_daemon, DB_LINEARIZABLE, read_names, &defined, NULL, err);

@@ -1,4 +1,4 @@
-/* Networks as membership needs them: what a joiner must have, what a member keeps, what one leaves behind. */
+/* Networks as membership needs them: what a joiner must have, what a member keeps. What one leaves behind: host_clear (server/host/host.h). */
 #ifndef COVEY_SERVER_NETWORKS_MEMBER_H
 #define COVEY_SERVER_NETWORKS_MEMBER_H
 
@@ -17,9 +17,6 @@ Covey__Internal__V1__NetworkSpec **networks_for_joiner(Covey__Internal__V1__Netw
                                                        struct arena *arena);
 /* In the transaction that completes a join: the member's rows. `Joining member has no config for network N`. */
 int networks_complete_join(struct sql *sql, int64_t member, Covey__Internal__V1__NetworkSpec *const *specs, size_t count, struct error *err);
-/* On the leader, before a member leaves the cluster cleanly: its agent removes every network from its host. Blocks; repeating is harmless; a member without
- * networks, or whose networks are gone, is fine. UNAVAILABLE when it cannot be reached. Its rows go with its row in `nodes`. */
-int networks_leave_member(uint64_t member, struct error *err);
 /* The handler of Membership.SyncNetworks. */
 int network_sync(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
 /* On a member, after its start and after a join: a thread has the leader bring this host's networks to what the database says, until that worked. */
