@@ -14,6 +14,7 @@
 
 enum {
     LEVEL_BUMP_MAX = 1000,
+    REFUSED_MS = 5000,        /* so long a leader that knows no row: this server is no member any more */
     HOOK_WAIT_MAX_S = 30,     /* members of one cluster do not all load the new version at once */
     HOOK_POLL_MS = 500,
     STATE_PENDING = 1,
@@ -23,6 +24,7 @@ enum {
 extern char **environ;
 
 static atomic_bool view_seen;
+static atomic_llong refused_since_ms; /* 0 = not refused */
 
 struct level_claim upgrade_claim(void)
 {
@@ -41,7 +43,14 @@ struct level_claim upgrade_claim(void)
 
 void upgrade_view_seen(void)
 {
+    atomic_store(&refused_since_ms, 0);
     atomic_store(&view_seen, true);
+}
+
+void upgrade_refused(void)
+{
+    long long none = 0;
+    atomic_compare_exchange_strong(&refused_since_ms, &none, (long long)time_mono_ms());
 }
 
 static enum upgrade_state not_registered(struct daemon *daemon, struct error *err)
@@ -80,10 +89,10 @@ enum upgrade_state upgrade_judge(struct daemon *daemon, struct error *err)
     const Covey__Internal__V1__ViewMember *self = view_member_by_id(view, id);
     enum upgrade_state state = self != NULL ? judge_member(view, self, err) : UPGRADE_UNKNOWN;
     if (!atomic_load(&view_seen)) {
-        /* What all members have reached is never taken back, so an old view is enough to say that this code is behind; for nothing else. A member that is refused
-         * because it was removed waits: a farewell may be on its way to it (leave.c). */
+        /* What all members have reached is never taken back, so an old view is enough to say that this code is behind; for nothing else. */
+        long long since = atomic_load(&refused_since_ms);
         bool behind = state == UPGRADE_FATAL && level_judge(view->message, id, upgrade_claim()) == LEVEL_BEHIND;
-        state = behind ? UPGRADE_FATAL : UPGRADE_UNKNOWN;
+        state = behind ? UPGRADE_FATAL : since != 0 && time_mono_ms() - since > REFUSED_MS ? not_registered(daemon, err) : UPGRADE_UNKNOWN;
     } else if (self == NULL && view->message->n_members > 0) {
         state = not_registered(daemon, err);
     }

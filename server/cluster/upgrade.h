@@ -17,8 +17,9 @@ enum upgrade_state {
 };
 enum upgrade_state upgrade_judge(struct daemon *daemon, struct error *err);
 
-/* A view came from a leader in this run. Thread: any. */
+/* A view came from a leader in this run; the leader does not know this member though its certificate is trusted. Thread: any. */
 void upgrade_view_seen(void);
+void upgrade_refused(void);
 
 /* Leader, controller thread: writes down what members announce and lets the schema follow. */
 void upgrade_record(struct daemon *daemon);
