@@ -382,6 +382,17 @@ void attach_view_changed(void)
     something_to_send(NULL);
 }
 
+/* Whoever was there has one threshold of grace to find the new leader; whoever was missed stays so until it is heard. */
+static void take_over(const Covey__Internal__V1__ViewMember *member)
+{
+    struct peer *peer = peer_get(member->id);
+    if (!member->online) {
+        int64_t threshold_ms = config_int("cluster.offline_threshold") * 1000, shown_ms = (peer->last_seen_unix_ns - member->heartbeat_ns) / 1000000;
+        peer->last_seen_ms -= shown_ms > threshold_ms ? shown_ms : threshold_ms; /* the wall clock for the display, never for the decision */
+        peer->last_seen_unix_ns = member->heartbeat_ns;
+    }
+}
+
 void attach_lead(struct daemon *daemon, bool leader)
 {
     const struct view *view = view_get();
@@ -398,7 +409,7 @@ void attach_lead(struct daemon *daemon, bool leader)
     attach.leading = leader;
     if (leader) {
         for (size_t i = 0; i < view->message->n_members; i++) {
-            peer_get(view->message->members[i]->id);
+            take_over(view->message->members[i]);
         }
         struct peer *self = peer_get(daemon_id(daemon));
         self->told = true;

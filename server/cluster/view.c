@@ -274,7 +274,7 @@ static int build_members(struct sql *sql, struct daemon *daemon, struct arena *a
 {
     size_t capacity = 0;
     struct sql_stmt *s = sql_query(sql, "SELECT id, name, address, fingerprint, state, online, schema, api_extensions, schema_floor, api_floor,"
-                                        " EXISTS (SELECT 1 FROM nodes_roles WHERE node_id = nodes.id AND role = 1)"
+                                        " EXISTS (SELECT 1 FROM nodes_roles WHERE node_id = nodes.id AND role = 1), heartbeat"
                                         " FROM nodes ORDER BY id", "");
     while (sql_next(s)) {
         Covey__Internal__V1__ViewMember *member = arena_alloc(arena, sizeof *member);
@@ -289,6 +289,7 @@ static int build_members(struct sql *sql, struct daemon *daemon, struct arena *a
         member->api_extensions = sql_int(s, 7);
         member->schema_floor = sql_int(s, 8);
         member->api_floor = sql_int(s, 9);
+        member->heartbeat_ns = sql_int(s, 11);
         member->event_hub = sql_int(s, 10) != 0;
         member->raft_role = state_raft_role(member->id);
         APPEND(arena, view->members, view->n_members, capacity, member);

@@ -54,6 +54,33 @@ def warnings_offline_member():
 
 
 @test(150)
+def warnings_outlive_the_leader():
+    """A member that is Offline stays so under the next leader, and is not counted again; it is resolved under that leader, too."""
+    needs_covey("LXD has a warning for each leader")
+    cluster = Cluster(4, config={"cluster.offline_threshold": str(THRESHOLD_SECONDS)})
+    wait_until(lambda: list(cluster.roles().values()).count("voter") == 3, 30, "three voters")
+    leader = cluster.leader()
+    victim = next(member for member in cluster if member is not leader)
+    asked = next(member for member in cluster if member not in (leader, victim))
+    victim.kill()
+    raised = one_with(asked, OFFLINE, "new", 3 * THRESHOLD_SECONDS)
+    message = asked.members()[victim.name]["message"]
+    leader.stop()
+    assert cluster.leader() is not leader
+    for _ in range(10):
+        seen = asked.members()[victim.name]
+        # The same last sign of life, and a longer silence
+        assert seen["status"] == "Offline" and seen["message"].split("(")[1][:19] == message.split("(")[1][:19], (seen, message)
+        time.sleep(0.2)
+    leader.start()
+    assert warnings(asked, OFFLINE) == [raised]
+    victim.start()
+    resolved = one_with(asked, OFFLINE, "resolved", 20)
+    assert resolved["uuid"] == raised["uuid"] and resolved["count"] == 1, resolved
+    cluster.wait_online()
+
+
+@test(150)
 def warnings_clock_skew():
     """A member's clock that is wrong by an hour, either way, is a warning and changes nothing else; resolved when the clock is right."""
     needs_covey("the wrong clock is a hook of our daemon")
