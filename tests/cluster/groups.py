@@ -176,6 +176,8 @@ def groups_place_instances():
     assert [create(cluster[2], f"u{n}") for n in range(2)] == ["node1", "node1"]
     assert [create(cluster[3], f"g{n}", "@blah") for n in range(2)] == ["node2", "node2"]
     assert create(cluster[1], "t2", "node2") == "node2"
+    cluster[3].lxc("init", "busybox", "l1", "--target", "@blah")
+    assert cluster[1].rest.get("/1.0/instances/l1")["location"] == "node2"
     assert create(cluster[1], "t3", "node3") == "node3"
     refused(400, 'Cluster group "nope" doesn\'t exist', create, cluster[1], "x", "@nope")
     refused((400, 404, 500), "No suitable cluster member could be found", create, cluster[1], "x", "@none")
@@ -185,7 +187,7 @@ def groups_place_instances():
     refused((400, 404, 500), "No suitable cluster member could be found", create, cluster[1], "x", "@none")
     rest.put("/1.0/cluster/groups/none", {"members": ["node3", "node1"]})
     assert create(cluster[2], "n1", "@none") == "node1"
-    for name in ("u0", "u1", "g0", "g1", "t2", "t3", "n1"):
+    for name in ("u0", "u1", "g0", "g1", "t2", "l1", "t3", "n1"):
         cluster[2].rest.delete(f"/1.0/instances/{name}")
 
 
