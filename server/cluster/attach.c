@@ -382,6 +382,15 @@ void attach_view_changed(void)
     something_to_send(NULL);
 }
 
+void attach_expect(uint64_t member)
+{
+    pthread_mutex_lock(&attach.lock);
+    if (attach.leading) {
+        peer_get(member);
+    }
+    pthread_mutex_unlock(&attach.lock);
+}
+
 /* Whoever was there has one threshold of grace to find the new leader; whoever was missed stays so until it is heard. */
 static void take_over(const Covey__Internal__V1__ViewMember *member)
 {

@@ -52,6 +52,7 @@ void attach_view_changed(void);
 int64_t attach_silence_ms(uint64_t member, int64_t *last_seen_unix_ns);
 /* Waits until every live attached member acts by a view of at least `revision`. */
 void attach_wait_view(uint64_t revision, int64_t ms);
+void attach_expect(uint64_t member); /* a member that is new here: it has one threshold of grace to be heard */
 void attach_forget(uint64_t member);
 /* host.status_changed */
 void attach_instance_changed(void *ud, const Covey__Internal__V1__InstanceStatus *status);

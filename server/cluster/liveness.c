@@ -31,6 +31,10 @@ void liveness_check(struct daemon *daemon)
     const struct view *view = view_get();
     for (size_t i = 0; i < view->message->n_members; i++) {
         const Covey__Internal__V1__ViewMember *member = view->message->members[i];
+        int64_t seen_ns;
+        if (member->state != 1 && attach_silence_ms(member->id, &seen_ns) < 0) {
+            attach_expect(member->id);
+        }
         bool online = member_online(daemon, member->id);
         if (member->state == 1 || online == (bool)member->online) {
             continue;

@@ -388,6 +388,7 @@ static int complete_join(struct rpc_call *call, const ProtobufCMessage *message,
         crash_point("lead:added");
     }
     if (status == STATUS_OK) {
+        attach_expect(id); /* not missed before its first report */
         status = daemon_write_call(call, "complete", complete_write, &in, NULL, &replayed, err);
         crash_point("lead:completed");
     }

@@ -54,6 +54,8 @@ def roles_of_five():
     for name, record in cluster[5].members().items():
         expected = {"voter": ["database"], "stand-by": ["database-standby"], "spare": []}[cluster.roles()[name]]
         assert [role for role in record["roles"] if role != "database-leader"] == expected and record["database"], record
+    if not peer_is_lxd():
+        assert cluster[5].rest.get("/1.0/warnings") == []  # nobody was missed while joining
 
 
 @test(120)
