@@ -163,6 +163,22 @@ def upgrade_with_a_member_down():
 
 
 @test(120)
+def upgrade_with_a_member_lost():
+    """When all others wait for one that will never come back, its row is deleted on a blocked member, and they go on."""
+    cluster = Cluster(3)
+    cluster[3].kill()
+    left = [cluster[1], cluster[2]]
+    for member in left:
+        change(member, api=1)
+    for member in left:
+        blocked(member)
+    cluster[2].admin("sql", "global", "DELETE FROM nodes WHERE name = 'node3'")
+    cluster.members.pop()
+    all_ready(cluster)
+    serves(cluster, *left)
+
+
+@test(120)
 def downgrade_before_completion():
     """§18.40: back to the old version before the last upgrade is as before; an old one among those that have gone on must not run."""
     cluster = Cluster(3)
