@@ -99,6 +99,13 @@ def offline_member_row_by_row():
             rest.post(f"/1.0/storage-pools?target={one}", {"name": f"s-{name}", "driver": "dir"})
         error = refused((500, 503), f"peer node {third.address} is down", rest.post, "/1.0/storage-pools", {"name": f"s-{name}", "driver": "dir"})
         no_transport_words(error)
+        # Networks: the same.
+        rest.post("/1.0/networks?target=node3", {"name": f"br{name}", "type": "bridge"})
+        refused(400, "Network not defined on nodes: node1, node2", rest.post, "/1.0/networks", {"name": f"br{name}", "type": "bridge"})
+        for one in ("node1", "node2"):
+            rest.post(f"/1.0/networks?target={one}", {"name": f"br{name}", "type": "bridge"})
+        error = refused((500, 503), f"peer node {third.address} is down", rest.post, "/1.0/networks", {"name": f"br{name}", "type": "bridge"})
+        no_transport_words(error)
         image = rest.get("/1.0/images")[0]
         error = refused((400, 503), f"peer node {third.address} is down", rest.delete, image)  # 400: of the operation
         no_transport_words(error)
