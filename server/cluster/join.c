@@ -660,22 +660,22 @@ static void resume_abandoning(struct daemon *daemon)
 {
     enum { PAUSE_S = 5 };
     int64_t end = time_mono_ms() + (int64_t)PENDING_MEMBER_KEEP_S * 1000;
-    for (bool told = false; !told; sleep(PAUSE_S)) {
+    for (;;) {
         json_t *object = load_object(daemon);
         if (object == NULL || in_phase(object, "switching") || in_phase(object, "joined")) {
             json_decref(object);
             return; /* settled by a later join */
         }
-        told = settle_earlier(daemon, object);
+        bool told = settle_earlier(daemon, object);
         json_decref(object);
         if (told || time_mono_ms() >= end) {
             forget(daemon);
             return;
         }
-        forming_end();
-        while (forming_begin(NULL) != STATUS_OK) {
-            sleep(1);
-        }
+        forming_end(); /* others need not wait for this */
+        do {
+            sleep(PAUSE_S);
+        } while (forming_begin(NULL) != STATUS_OK);
     }
 }
 
