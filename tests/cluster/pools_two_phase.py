@@ -31,7 +31,7 @@ def pool_phases():
     cluster.wait_online()
     post = second.rest.post  # any member answers
     refused((400, 500), "Pool not pending on any node (use --target <node> first)", create, second, "data")
-    refused(400, 'Config key "rsync.bwlimit" may not be used as member-specific key', post, "/1.0/storage-pools?target=node1",
+    refused((400, 500), 'Config key "rsync.bwlimit" may not be used as member-specific key', post, "/1.0/storage-pools?target=node1",
             {"name": "data", "driver": "dir", "config": {"rsync.bwlimit": "1MB"}})
     refused(404, "Cluster member not found", post, "/1.0/storage-pools?target=node9", {"name": "data", "driver": "dir", "config": {}})
     define(second, "data", [first])
