@@ -55,6 +55,8 @@ def inside(member):
 
 
 class NetworkCluster(Cluster):
+    member_class = NetworkMember
+
     def network(self, count):
         test = harness.CURRENT
         self.switch = f"{test.id}-switch"
@@ -79,7 +81,7 @@ class NetworkCluster(Cluster):
         for address in (host, f"{CLIENTS}.{index}"):
             _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
         _run("ip", "-n", name, "link", "set", "eth0", "up")
-        return NetworkMember(index, host, f"{CLIENTS}.{index}" if core_host else None, name)
+        return self.member_class(index, host, f"{CLIENTS}.{index}" if core_host else None, name)
 
     def add_address(self, member, host):
         """One more address of this host, e.g. for a member that is to move there."""

@@ -1,68 +1,26 @@
-"""Managed networks. Every member runs in a network namespace of its own, so that bridges of one name do not meet; the namespaces are joined by a hub."""
+"""Managed networks. Every member runs in a network namespace of its own, so that bridges of one name do not meet."""
 import json
 import os
 import subprocess
 
 import harness
-from harness import Cluster, Member, busybox_image, main, needs_covey, program, refused, test, wait_until
+from harness import busybox_image, main, needs_covey, refused, test, wait_until
+from namespaces import NetworkCluster, NetworkMember
 
-PREFIX = "10.88.77"  # members' own addresses, in namespaces only
 # /sys shows the interfaces of the namespace that mounted it; the control groups below it must stay.
-ENTER = ("set -e; mkdir -p $0/cgroups; mount --rbind /sys/fs/cgroup $0/cgroups; mount -t sysfs sysfs /sys; mount --rbind $0/cgroups /sys/fs/cgroup; "
-         "umount -l $0/cgroups; exec \"$@\"")
+ENTER = ("set -e; mkdir -p $0; mount --rbind /sys/fs/cgroup $0; mount -t sysfs sysfs /sys; mount --rbind $0 /sys/fs/cgroup; umount -l $0; exec \"$@\"")
 
 
-def shell(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+class HostMember(NetworkMember):
+    """A member whose whole view of the network is that of its namespace, so that containers can be attached there."""
 
-
-class Hub:
-    """A namespace with a bridge that the members' namespaces are plugged into."""
-
-    def __init__(self):
-        harness.CURRENT.record_path()
-        self.base = f"cvn{os.getpid()}"
-        self.add(self.base)
-        shell("ip", "-n", self.base, "link", "add", "name", "hub", "type", "bridge")
-        shell("ip", "-n", self.base, "link", "set", "dev", "hub", "up")
-
-    @staticmethod
-    def add(name):
-        harness.CURRENT.note("netns", name)
-        shell("ip", "netns", "add", name)
-        shell("ip", "-n", name, "link", "set", "dev", "lo", "up")
-
-    def plug(self, index):
-        name = f"{self.base}-{index}"
-        self.add(name)
-        shell("ip", "-n", name, "link", "add", "name", "up0", "type", "veth", "peer", "name", f"port{index}", "netns", self.base)
-        shell("ip", "-n", name, "addr", "add", f"{PREFIX}.{index}/24", "dev", "up0")
-        shell("ip", "-n", name, "link", "set", "dev", "up0", "up")
-        shell("ip", "-n", self.base, "link", "set", "dev", f"port{index}", "master", "hub", "up")
-        return name
-
-
-class NetMember(Member):
-    def __init__(self, hub, index):
-        super().__init__(index, f"{PREFIX}.{index}")
-        self.space = hub.plug(index)
-        self.inside = ["nsenter", f"--net=/run/netns/{self.space}"]
-
-    def start(self, wait=True, extra=()):
-        assert not self.alive()
-        command = self.inside + ["unshare", "-m", "--propagation", "private", "sh", "-c", ENTER, self.test.dir,
-                                 program("coveyd"), "--dir", self.dir, "--group", "root", "--logfile", self.logfile]
-        with open(self.stderr, "ab") as stderr:
-            self.process = subprocess.Popen(command + list(extra), env=self.environment(), stdin=subprocess.DEVNULL,
-                                            stdout=stderr, stderr=stderr, start_new_session=True)
-        self.expected_down = False
-        return self.wait_ready() if wait else self
-
-    def run(self, command, **options):
-        return super().run(self.inside + command, **options)
+    def __init__(self, index, host, core_host, namespace):
+        super().__init__(index, host, core_host, namespace)
+        self.inside = self.launcher
+        self.launcher = (*self.launcher, "unshare", "-m", "--propagation", "private", "sh", "-c", ENTER, f"{self.test.dir}/cgroups")
 
     def shell(self, *command):
-        return shell(*self.inside, *command)
+        return subprocess.run([*self.inside, *command], check=True, capture_output=True, text=True).stdout
 
     def interfaces(self):
         return {one["ifname"] for one in json.loads(self.shell("ip", "-j", "link"))}
@@ -86,22 +44,12 @@ class NetMember(Member):
         return None
 
 
-class NetCluster(Cluster):
-    def __init__(self, count, formed=True):  # pylint: disable=super-init-not-called
-        needs_covey("members run in namespaces that this scenario makes for coveyd")
-        self.hub = Hub()
-        self.members = [NetMember(self.hub, index) for index in range(1, count + 1)]
-        for member in self.members:
-            member.start(wait=False)
-        for member in self.members:
-            member.wait_ready()
-        if formed:
-            self.form()
+class HostCluster(NetworkCluster):
+    member_class = HostMember
 
-    def add(self, split=False, start=True):
-        member = NetMember(self.hub, len(self.members) + 1)
-        self.members.append(member)
-        return member.start() if start else member
+    def network(self, count):
+        needs_covey("members run in namespaces that are made for coveyd")
+        return super().network(count)
 
 
 def create(member, name, target=None, **body):
@@ -120,7 +68,7 @@ def lease(member, name, kind, hostname=None):
 @test(180)
 def network_bridge_serves_containers():
     """A container gets its address by DHCP; the bridge, its server and its rules outlive the daemon, and go with the network."""
-    member = NetCluster(1, formed=False)[1]
+    member = HostCluster(1, formed=False)[1]
     create(member, "br0", description="first")
     shown = network(member, "br0")
     config = shown["config"]
@@ -131,7 +79,7 @@ def network_bridge_serves_containers():
     state = member.rest.get("/1.0/networks/br0/state")
     assert state["state"] == "up" and state["mtu"] == 1500 and state["bridge"]["id"].startswith("8000."), state
     assert "inet covey_br0" in member.tables() and member.dns("br0")
-    assert {"up0", "lo", "br0"} <= {one["name"] for one in member.rest.get("/1.0/networks?recursion=1")}
+    assert {"eth0", "lo", "br0"} <= {one["name"] for one in member.rest.get("/1.0/networks?recursion=1")}
     # Devices
     member.rest.post("/1.0/storage-pools", {"name": "default", "driver": "dir"})
     refused(400, "Network not found", member.rest.patch, "/1.0/profiles/default",
@@ -199,9 +147,9 @@ def network_bridge_serves_containers():
 @test(120)
 def network_keys_and_names():
     """Bad names, keys and values are refused by name and change nothing; ETags guard; a standalone server may rename."""
-    member = NetCluster(1, formed=False)[1]
+    member = HostCluster(1, formed=False)[1]
     for name, text in (("sixteencharacter", "Network interface is too long (maximum 15 characters)"), ("x", "too short"),
-                       ("a b", "invalid characters"), ("", "No name provided"), ("up0", "already exists")):
+                       ("a b", "invalid characters"), ("", "No name provided"), ("eth0", "already exists")):
         refused((400, 409), text, create, member, name)
     for kind, code, text in (("ovn", 501, "not implemented"), ("sriov", 501, "not implemented"), ("wire", 400, "Unrecognised network type")):
         refused(code, text, create, member, "n1", type=kind)
@@ -212,11 +160,11 @@ def network_keys_and_names():
                          ({"ipv4.address": "10.9.0.1/24", "ipv4.dhcp.ranges": "10.8.0.1-10.8.0.2"}, "10.8.0.1-10.8.0.2"),
                          ({"bridge.hwaddr": "01:16:3e:00:00:01"}, "bridge.hwaddr"), ({"bridge.mtu": "1000"}, "minimum MTU")):
         refused(400, text, create, member, "n1", config=config)
-    assert {one["name"] for one in member.rest.get("/1.0/networks?recursion=1")} == {"lo", "up0"}
+    assert {one["name"] for one in member.rest.get("/1.0/networks?recursion=1")} == {"lo", "eth0"}
     refused(400, 'Parent interface "eth9" not found', create, member, "n1", type="macvlan", config={"parent": "eth9"})
     refused(400, "parent", create, member, "n1", type="macvlan")
-    create(member, "n1", type="macvlan", config={"parent": "up0"})
-    assert network(member, "n1")["config"] == {"parent": "up0"}
+    create(member, "n1", type="macvlan", config={"parent": "eth0"})
+    assert network(member, "n1")["config"] == {"parent": "eth0"}
     member.rest.delete("/1.0/networks/n1")
     create(member, "n1", config={"ipv4.address": "10.9.0.1/24", "ipv6.address": "none", "bridge.external_interfaces": "nowhere", "user.a": "b"})
     refused(400, "The network is already created", create, member, "n1")
@@ -243,7 +191,7 @@ def network_keys_and_names():
 @test(180)
 def network_two_phases():
     """§18.45 (networks): define per member, then create; a failed creation is Errored and can be repeated; only member keys with a target."""
-    cluster = NetCluster(3)
+    cluster = HostCluster(3)
     first = cluster[1]
     refused(400, "Network not pending on any node (use --target <node> first)", create, first, "br0")
     refused(404, "Cluster member not found", create, first, "br0", target="nobody")
@@ -292,7 +240,7 @@ def network_two_phases():
 @test(150)
 def network_member_away():
     """A member that is down: definition works, creation, change and deletion name it; it is mended when it comes back."""
-    cluster = NetCluster(3)
+    cluster = HostCluster(3)
     cluster[1].rest.patch("/1.0", {"config": {"cluster.offline_threshold": "11"}})
     quiet = {"ipv6.address": "none"}
     for number in (1, 2, 3):
@@ -330,7 +278,7 @@ def preseed_first(member, networks):
 @test(120)
 def network_preseeded_bridge_on_both():
     """§18.10: preseed-bootstrap m1, preseed-join m2: the preseeded bridge exists on both hosts; a global key set on m2 is visible on both."""
-    cluster = NetCluster(2, formed=False)
+    cluster = HostCluster(2, formed=False)
     preseed_first(cluster[1], [{"name": "lxdbr0", "type": "bridge", "config": {"ipv4.address": "10.9.3.1/24", "ipv6.address": "none"}}])
     cluster[2].join(cluster[1])
     cluster.wait_online()
@@ -344,7 +292,7 @@ def network_preseeded_bridge_on_both():
 @test(180)
 def network_pending_does_not_stop_joins():
     """§18.11: a pending network for m2 only (and a pending pool for m1 only) do not stop m3 from joining through m2."""
-    cluster = NetCluster(2)
+    cluster = HostCluster(2)
     create(cluster[1], "brp", target="node2")
     cluster[1].rest.post("/1.0/storage-pools?target=node1", {"name": "pp", "driver": "dir"})
     third = cluster.add()
@@ -360,12 +308,12 @@ def network_pending_does_not_stop_joins():
 @test(180)
 def network_joiner_must_fit():
     """§19.13 and the checks of §4.4: an interface or another network of the name makes the join fail and leaves the joiner as it was."""
-    cluster = NetCluster(2, formed=False)
+    cluster = HostCluster(2, formed=False)
     first, joiner = cluster
     preseed_first(first, [{"name": "lxdbr0", "config": {"ipv4.address": "10.9.3.1/24", "ipv6.address": "none"}}])
-    create(first, "up", type="macvlan", config={"parent": "up0"})
+    create(first, "up", type="macvlan", config={"parent": "eth0"})
     joiner.shell("ip", "link", "add", "name", "lxdbr0", "type", "bridge")
-    answers = [{"entity": "network", "name": "up", "key": "parent", "value": "up0"}]
+    answers = [{"entity": "network", "name": "up", "key": "parent", "value": "eth0"}]
 
     def fails(text):
         said = joiner.join(first, check=False, member_config=answers)
@@ -377,7 +325,7 @@ def network_joiner_must_fit():
     create(joiner, "lxdbr0", config={"ipv4.address": "10.9.4.1/24", "ipv6.address": "none", "user.x": "1"})
     fails('Mismatching config for network "lxdbr0" in project "default": different values for keys: ipv4.address, user.x')
     joiner.rest.delete("/1.0/networks/lxdbr0")
-    create(joiner, "lxdbr0", type="macvlan", config={"parent": "up0"})
+    create(joiner, "lxdbr0", type="macvlan", config={"parent": "eth0"})
     fails('Mismatching type for network "lxdbr0" in project "default"')
     joiner.rest.delete("/1.0/networks/lxdbr0")
     create(joiner, "mine", config={"ipv4.address": "10.9.5.1/24", "ipv6.address": "none"})
@@ -385,12 +333,13 @@ def network_joiner_must_fit():
     fails('Parent interface "eth9" not found')
     assert "lxdbr0" not in joiner.interfaces(), "made for the join that failed"
     assert joiner.addresses("mine") == ["10.9.5.1/24"]
-    answers[0]["value"] = "up0"
+    answers[0]["value"] = "eth0"
     joiner.join(first, member_config=answers)
     cluster.wait_online()
     assert joiner.addresses("lxdbr0") == ["10.9.3.1/24"]
-    assert network(joiner, "up", "?target=node2")["config"]["parent"] == "up0"
+    assert network(joiner, "up", "?target=node2")["config"]["parent"] == "eth0"
     wait_until(lambda: "mine" not in joiner.interfaces(), 20, "a network of the former server is gone")
 
 
-main()
+if __name__ == "__main__":
+    main()
