@@ -81,7 +81,12 @@ int networks__remember_nics(struct host *host, const InstanceSpec *spec, const c
     struct device *devices = config__devices(spec, &arena, &count);
     for (size_t i = 0; i < count && !rc; i++) {
         const char *name = device_get(&devices[i], "network"), *hwaddr = hwaddr_of(spec, &devices[i], keys, key_count, &arena);
+        bool by_parent = !name && str_eq(device_get(&devices[i], "nictype"), "bridged"); /* clients also name a managed bridge so */
+        if (by_parent)
+            name = device_get(&devices[i], "parent");
         if (!str_eq(device_get(&devices[i], "type"), "nic") || !name || !hwaddr)
+            continue;
+        if (strchr(devices[i].name, '.') && by_parent)
             continue;
         if (strchr(devices[i].name, '.')) {
             rc = error_set(err, STATUS_INVALID_ARGUMENT, "Invalid device name \"%.64s\": a device with \"network\" may not have a \".\" in its name", devices[i].name);
