@@ -153,6 +153,8 @@ void yaml_write(const json_t *value, struct buf *out);
 /* ---- preseed.c ---- */
 json_t *preseed_parse(const char *text, size_t len, struct error *err);
 int preseed_apply(struct cli *cli, struct covey_client *client, json_t *preseed, struct error *err);
+/* For a set-up without questions: a server without any managed network gets a bridge under the first free name lxdbrN, and its default profile a NIC there. */
+int preseed_add_bridge(struct covey_client *client, json_t *preseed, struct error *err);
 int preseed_dump(struct cli *cli, struct covey_client *client, json_t **preseed, struct error *err);
 /* ---- join.c ---- */
 int join_complete(json_t *cluster, struct error *err); /* token -> name, address, certificate; path -> certificate */

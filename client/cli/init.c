@@ -50,6 +50,8 @@ static int init_auto(struct cli *cli, struct covey_client *client, struct error 
     if (!json_array_size(json_object_get(pools, "pools")))
         preseed_add_pool(preseed, "default", driver, json_incref(place));
     if (!status)
+        status = preseed_add_bridge(client, preseed, err);
+    if (!status)
         status = preseed_apply(cli, client, preseed, err);
     free(known);
     json_decref(place);

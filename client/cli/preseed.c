@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { UNDO_MAX = 10000 };
+enum { UNDO_MAX = 10000, BRIDGE_NAMES_MAX = 1000 };
 
 /* ---- reading ---- */
 
@@ -430,6 +430,34 @@ int preseed_apply(struct cli *cli, struct covey_client *client, json_t *preseed,
         undo_all(&apply);
     json_decref(apply.undo);
     return status;
+}
+
+int preseed_add_bridge(struct covey_client *client, json_t *preseed, struct error *err)
+{
+    json_t *reply, *network, *profiles = json_object_get(preseed, "profiles");
+    size_t index;
+    bool managed = false;
+    char name[16] = "";
+    int status = client_call(client, "Networks/ListNetworks", json_pack("{s:i}", "recursion", 1), &reply, err);
+    if (status)
+        return status;
+    for (int i = 0; i < BRIDGE_NAMES_MAX && !name[0]; i++) {
+        snprintf(name, sizeof(name), "lxdbr%d", i);
+        json_array_foreach(json_object_get(reply, "networks"), index, network)
+        {
+            managed = managed || json_is_true(json_object_get(network, "managed"));
+            if (strcmp(json_text(network, "name"), name) == 0)
+                name[0] = 0;
+        }
+    }
+    json_decref(reply);
+    if (managed || !name[0])
+        return STATUS_OK;
+    json_array_append_new(json_object_get(preseed, "networks"), json_pack("{s:s,s:s,s:s,s:{}}", "name", name, "type", "bridge", "project", "default", "config"));
+    if (!json_array_size(profiles))
+        json_array_append_new(profiles, json_pack("{s:s,s:{},s:{}}", "name", "default", "config", "devices"));
+    json_object_set_new(json_object_get(json_array_get(profiles, 0), "devices"), "eth0", json_pack("{s:s,s:s,s:s}", "type", "nic", "name", "eth0", "network", name));
+    return STATUS_OK;
 }
 
 /* ---- dumping ---- */

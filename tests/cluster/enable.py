@@ -288,8 +288,9 @@ def preseed_rolls_back():
 
 @test(90)
 def init_without_questions():
-    """--auto, --minimal and --dump, and the flags that do not go together."""
-    members = servers(2)
+    """--auto, --minimal and --dump, and the flags that do not go together. In namespaces: each server makes itself a bridge."""
+    from networks import HostCluster
+    members = HostCluster(2, formed=False).members
     for arguments, text in (
             (("--auto", "--preseed"), "Can't use --auto and --preseed together"),
             (("--minimal", "--preseed"), "Can't use --minimal and --preseed together"),
@@ -304,9 +305,14 @@ def init_without_questions():
     members[1].admin("init", "--minimal")
     for member in members:
         assert member.rest.get("/1.0/storage-pools/default")["driver"] == "dir"
-        assert member.rest.get("/1.0/profiles/default")["devices"]["root"] == {"path": "/", "pool": "default", "type": "disk"}
+        devices = member.rest.get("/1.0/profiles/default")["devices"]
+        assert devices["root"] == {"path": "/", "pool": "default", "type": "disk"}
+        assert devices["eth0"] == {"type": "nic", "name": "eth0", "network": "lxdbr0"}, devices
+        assert member.rest.get("/1.0/networks/lxdbr0")["status"] == "Created" and len(member.addresses("lxdbr0")) == 2
+    members[1].admin("init", "--minimal")
+    assert [one["name"] for one in members[1].rest.get("/1.0/networks?recursion=1") if one["managed"]] == ["lxdbr0"]
     dump = members[0].admin("init", "--dump").stdout
-    for text in ("config:", "storage_pools:", "  driver: dir", "profiles:", "projects:", "networks:"):
+    for text in ("config:", "storage_pools:", "  driver: dir", "profiles:", "projects:", "networks:", "name: lxdbr0"):
         assert text in dump, dump
 
 
