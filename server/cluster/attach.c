@@ -11,6 +11,7 @@
 #include "server/daemon/route.h"
 #include "server/daemon/state.h"
 #include "server/events/events.h"
+#include "server/networks/networks_member.h"
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -842,6 +843,16 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     rpc_channel_unref(channel);
 }
 
+/* What the former leader left half done on this host is for the new one to settle. */
+static void follow_leader(struct daemon *daemon, uint64_t leader)
+{
+    static uint64_t last; /* reporter thread */
+    if (last != 0 && leader != 0 && leader != last) {
+        networks_sync(daemon);
+    }
+    last = leader != 0 ? leader : last;
+}
+
 static void *reporter_main(void *ud)
 {
     struct daemon *daemon = ud;
@@ -854,6 +865,7 @@ static void *reporter_main(void *ud)
             return NULL;
         }
         if (!daemon_clustered(daemon) || daemon_leads(daemon)) {
+            follow_leader(daemon, daemon_clustered(daemon) ? daemon_id(daemon) : 0);
             seen = state_wait_change(seen, REST_MS);
             continue;
         }
@@ -862,6 +874,7 @@ static void *reporter_main(void *ud)
         known_leader = leader;
         pthread_mutex_unlock(&attach.lock);
         if (leader != 0 && leader != daemon_id(daemon)) {
+            follow_leader(daemon, leader);
             report_to(daemon, leader);
         }
         certificate_seek(daemon);

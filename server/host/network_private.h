@@ -26,6 +26,7 @@ struct network {
     char *dir;           /* <state>/networks/<name> */
     int dns_pid, dns_fd; /* the running dnsmasq and its pidfd; 0 and -1 */
     int64_t dns_started; /* monotonic ms of the last start */
+    bool up;             /* the host was brought to what stands here */
     UT_hash_handle hh;
 };
 

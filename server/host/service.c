@@ -260,7 +260,8 @@ HANDLER(list_host_networks)
     covey__internal__v1__host_networks__init(out);
     networks__list(ud, rpc_arena(call), out);
     *response = &out->base;
-    return interfaces__subnets(rpc_arena(call), &out->subnets, &out->n_subnets, err);
+    const Covey__Internal__V1__ListHostNetworksRequest *in = (const void *)request;
+    return in->subnets ? interfaces__subnets(rpc_arena(call), &out->subnets, &out->n_subnets, err) : STATUS_OK;
 }
 
 static const struct rpc_binding bindings[] = {

@@ -42,7 +42,8 @@ static void ask_members(struct taken *taken)
     const struct view *view = view_get();
     for (size_t i = 0; i < view->message->n_members; i++) {
         uint64_t member = view->message->members[i]->id;
-        Covey__V1__Empty request = COVEY__V1__EMPTY__INIT;
+        Covey__Internal__V1__ListHostNetworksRequest request = COVEY__INTERNAL__V1__LIST_HOST_NETWORKS_REQUEST__INIT;
+        request.subnets = true;
         ProtobufCMessage *response = NULL;
         struct error err = ERROR_INIT;
         if (!member_online(the_daemon, member)) {

@@ -199,6 +199,7 @@ static int phase2(struct rpc_call *call, struct create *in, struct error *err)
     status = status == STATUS_OK ? daemon_write_call(call, "begin", phase2_write, in, &result, NULL, err) : status;
     bool one_call = result.len > 0;
     buf_free(&result);
+    crash_point("network:begun");
     status = status == STATUS_OK ? network_members_up(err) : status;
     status = status == STATUS_OK ? daemon_read(the_daemon, DB_LINEARIZABLE, read_missing, in, NULL, err) : status;
     if (status != STATUS_OK) {
@@ -208,6 +209,7 @@ static int phase2(struct rpc_call *call, struct create *in, struct error *err)
     if (status != STATUS_OK && one_call && status != STATUS_UNKNOWN && !err->not_leader) {
         forget(in);
     }
+    crash_point("network:made");
     return status == STATUS_OK ? daemon_write_call(call, "finish", finish_write, in, NULL, NULL, err) : status;
 }
 
@@ -280,6 +282,7 @@ static int delete_locked(struct rpc_call *call, struct removal *in, struct error
     status = status == STATUS_OK && in->count > 0 ? network_members_up(err) : status;
     status = status == STATUS_OK ? daemon_write_call(call, "begin", removal_begin, in, NULL, NULL, err) : status;
     status = status == STATUS_OK ? network_tasks_run(in->tasks, in->count, network_remove_on_member, err) : status;
+    crash_point("network:removed");
     return status == STATUS_OK ? daemon_write_call(call, "delete", forget_write, &in->row.id, NULL, NULL, err) : status;
 }
 

@@ -239,10 +239,10 @@ int network_sync(struct rpc_call *call, const ProtobufCMessage *message, Protobu
     const Covey__Internal__V1__SyncNetworksRequest *request = (const Covey__Internal__V1__SyncNetworksRequest *)message;
     struct arena *arena = rpc_arena(call);
     struct defined defined = {.arena = arena, .member = (int64_t)request->member};
-    Covey__V1__Empty nothing = COVEY__V1__EMPTY__INIT;
+    Covey__Internal__V1__ListHostNetworksRequest list = COVEY__INTERNAL__V1__LIST_HOST_NETWORKS_REQUEST__INIT;
     ProtobufCMessage *answer = NULL;
     int status = daemon_read(the_daemon, DB_LINEARIZABLE, read_names, &defined, NULL, err);
-    status = status == STATUS_OK ? agent_call(the_daemon, request->member, "ListHostNetworks", &nothing.base, &answer, arena, 0, err) : status;
+    status = status == STATUS_OK ? agent_call(the_daemon, request->member, "ListHostNetworks", &list.base, &answer, arena, 0, err) : status;
     const Covey__Internal__V1__HostNetworks *host = (const Covey__Internal__V1__HostNetworks *)answer;
     struct error first = ERROR_INIT;
     for (size_t i = 0; status == STATUS_OK && i < defined.count + host->n_networks; i++) {

@@ -19,7 +19,7 @@ Covey__Internal__V1__NetworkSpec **networks_for_joiner(Covey__Internal__V1__Netw
 int networks_complete_join(struct sql *sql, int64_t member, Covey__Internal__V1__NetworkSpec *const *specs, size_t count, struct error *err);
 /* The handler of Membership.SyncNetworks. */
 int network_sync(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
-/* On a member, after its start and after a join: a thread has the leader bring this host's networks to what the database says, until that worked. */
+/* On a member, after its start, after a join and whenever another member leads (the former leader may have died between two members): a thread has the leader bring this host's networks to what the database says, until that worked. */
 void networks_sync(struct daemon *daemon);
 /* At the daemon's stop, after its servers: no call is under way any more when it returns. */
 void networks_sync_stop(void);

@@ -208,6 +208,7 @@ static int update_locked(struct rpc_call *call, struct update *in, struct error 
     if (status == STATUS_OK && changed && (status = network_tasks_run(in->tasks, in->count, network_apply_on_member, err)) != STATUS_OK) {
         take_back(in, before);
     }
+    crash_point("network:changed");
     return status == STATUS_OK ? daemon_write_call(call, "update", update_write, in, NULL, NULL, err) : status;
 }
 
