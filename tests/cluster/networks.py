@@ -7,8 +7,10 @@ import harness
 from harness import busybox_image, main, needs_covey, refused, test, wait_until
 from namespaces import NetworkCluster, NetworkMember
 
-# /sys shows the interfaces of the namespace that mounted it; the control groups below it must stay.
-ENTER = ("set -e; mkdir -p $0; mount --rbind /sys/fs/cgroup $0; mount -t sysfs sysfs /sys; mount --rbind $0 /sys/fs/cgroup; umount -l $0; exec \"$@\"")
+# /sys shows the interfaces of the namespace that mounted it; the control groups below it must stay. What other tests have mounted must not: processes
+# that see their mounts count as theirs (leftovers.py).
+ENTER = ("set -e; mkdir -p $0; mount --rbind /sys/fs/cgroup $0; mount -t sysfs sysfs /sys; mount --rbind $0 /sys/fs/cgroup; umount -l $0; "
+         "grep coveytest- /proc/self/mountinfo | grep -v $COVEY_TEST_ID | while read -r a b c d point rest; do umount -l $point; done; exec \"$@\"")
 
 
 class HostMember(NetworkMember):
@@ -18,6 +20,19 @@ class HostMember(NetworkMember):
         super().__init__(index, host, core_host, namespace)
         self.inside = self.launcher
         self.launcher = (*self.launcher, "unshare", "-m", "--propagation", "private", "sh", "-c", ENTER, f"{self.test.dir}/cgroups")
+
+    def environment(self):
+        return super().environment() | {"COVEY_TEST_CRASH_AT": f"@{self.dir}/crash"}
+
+    def crash_at(self, point):
+        """It dies the next time it comes there."""
+        with open(f"{self.dir}/crash", "w", encoding="utf-8") as file:
+            file.write(point)
+        self.expected_down = True
+
+    def revive(self):
+        wait_until(lambda: not self.alive(), 30, f"the end of {self.name}")
+        return self.start()
 
     def shell(self, *command):
         return subprocess.run([*self.inside, *command], check=True, capture_output=True, text=True).stdout
@@ -265,6 +280,69 @@ def network_member_away():
     assert network(away, "new")["status"] == "Created" and away.addresses("new") == ["10.9.1.1/24"]
     for name in ("old", "new"):
         away.rest.delete(f"/1.0/networks/{name}")
+
+
+@test(240)
+def network_work_outlives_its_leader():
+    """The leader, or a member's daemon, is killed at a step of a creation, change or deletion: it is finished, or can be repeated, and hosts and database agree."""
+    cluster = HostCluster(3)
+    quiet = {"ipv6.address": "none"}
+
+    def asked():
+        leader = cluster.leader()
+        return leader, next(member for member in cluster if member is not leader)
+
+    def attempt(call, *arguments, **options):
+        try:
+            return call(*arguments, **options)
+        except (harness.RestError, OSError) as error:
+            print(f"  interrupted: {error}")
+            return error
+
+    def agree(name, config):
+        def same():
+            shown = network(cluster[1], name)
+            return shown["status"] == "Created" and all(member.addresses(name) == [config["ipv4.address"]] for member in cluster)
+        wait_until(same, 30, f"{name} everywhere with {config}")
+    for number, point in enumerate(("network:begun", "network:made")):
+        name, config = f"cr{number}", quiet | {"ipv4.address": f"10.9.{number}.1/24"}
+        for index in (1, 2, 3):
+            create(cluster[1], name, target=f"node{index}")
+        leader, other = asked()
+        leader.crash_at(point)
+        attempt(create, other, name, config=config)
+        leader.revive()
+        cluster.wait_online()
+        if network(other, name)["status"] != "Created":
+            create(other, name)
+        agree(name, config)
+    # A member's daemon dies when it has begun.
+    for index in (1, 2, 3):
+        create(cluster[1], "cr9", target=f"node{index}")
+    leader, other = asked()
+    other.crash_at("host:network_record")
+    config = quiet | {"ipv4.address": "10.9.9.1/24"}
+    attempt(create, leader, "cr9", config=config)
+    other.revive()
+    cluster.wait_online()
+    if network(leader, "cr9")["status"] != "Created":
+        create(leader, "cr9")
+    agree("cr9", config)
+    # A change that reached the hosts and not the database: done again by the caller's own retry, or taken back.
+    leader, other = asked()
+    leader.crash_at("network:changed")
+    attempt(other.rest.patch, "/1.0/networks/cr9", {"config": {"ipv4.address": "10.9.10.1/24"}})
+    leader.revive()
+    cluster.wait_online()
+    agree("cr9", network(other, "cr9")["config"])
+    leader, other = asked()
+    leader.crash_at("network:removed")
+    attempt(other.rest.delete, "/1.0/networks/cr9")
+    leader.revive()
+    cluster.wait_online()
+    if "cr9" in {one["name"] for one in other.rest.get("/1.0/networks?recursion=1") if one["managed"]}:
+        other.rest.delete("/1.0/networks/cr9")
+    wait_until(lambda: not any("cr9" in member.interfaces() for member in cluster), 30, "cr9 is gone")
 
 
 def preseed_first(member, networks):
