@@ -864,8 +864,8 @@ static void *reporter_main(void *ud)
         if (stop) {
             return NULL;
         }
+        follow_leader(daemon, daemon_clustered(daemon) && daemon_leads(daemon) ? daemon_id(daemon) : 0);
         if (!daemon_clustered(daemon) || daemon_leads(daemon)) {
-            follow_leader(daemon, daemon_clustered(daemon) ? daemon_id(daemon) : 0);
             seen = state_wait_change(seen, REST_MS);
             continue;
         }
