@@ -126,8 +126,13 @@ static void make_arguments(const struct network *network, struct arguments *list
     add(list, "--local=/%s/", domain);
     if (!str_eq(network__get(network, "dns.mode"), "dynamic"))
         add(list, "--dhcp-ignore-names"); /* managed: names are those of instances (host entries) */
-    if (search)
-        add(list, "--dhcp-option-force=119,%s", search);
+    struct buf domains = {0};
+    char item[256];
+    for (const char *at = search; network__item(&at, item, sizeof(item));)
+        buf_printf(&domains, ",%s", item);
+    if (domains.len)
+        add(list, "--dhcp-option-force=119%s", domains.data);
+    buf_free(&domains);
 }
 
 /* ---- the process ---- */
