@@ -1,9 +1,10 @@
-"""Runs tests one after another and reports: `ok NAME SECONDS`, `skip NAME: WHY` or `FAIL NAME SECONDS` with the end of its output.
+"""Runs tests, COVEY_TEST_JOBS at a time (default: see default_jobs), and reports: `ok NAME SECONDS`, `skip NAME: WHY` or `FAIL NAME SECONDS` with the end of its output.
 
 Usage: runner.py BUILD_FOLDER [PREFIX…]. Called by tests/run, which builds first. Names are unit/<folder>/<noun> (ctest),
 cluster/<test> and compat/<test>. Each test has its own process, time limit and folder; what it leaves behind is removed by its id.
 Exit 0 only if at least one test passed and none failed.
 """
+import concurrent.futures
 import glob
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -60,8 +62,22 @@ def environment(**more):
     return dict(options | dict(os.environ), PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", **more)
 
 
+LIVE = set()  # processes of tests that run now
+STOPPING = threading.Event()
+
+
+def interrupted(number, _):
+    """Ends the running tests, which clean up, and starts no more."""
+    STOPPING.set()
+    for process in list(LIVE):
+        process.send_signal(signal.SIGTERM)
+    sys.exit(128 + number)
+
+
 def run(name, seconds, command, folder):
     """Runs one test; returns (exit code or None after the time limit, output, seconds, what it left behind)."""
+    if STOPPING.is_set():
+        return None, "not started\n", 0, []
     test_id = f"coveytest-{os.getpid()}-{os.urandom(4).hex()}"
     record = tempfile.NamedTemporaryFile(prefix=f"{test_id}-record", delete=False).name
     started = time.monotonic()
@@ -73,6 +89,7 @@ def run(name, seconds, command, folder):
         except OSError as error:
             os.unlink(record)
             return 127, f"cannot run {command[0]}: {error}\n", 0, []
+        LIVE.add(process)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -83,12 +100,18 @@ def run(name, seconds, command, folder):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
         finally:
+            LIVE.discard(process)
             spent = time.monotonic() - started
             left = leftovers.clean(test_id, record, keep=True)
             os.unlink(record)
         output.seek(0)
         text = output.read().decode(errors="replace")
     return code, text, spent, left
+
+
+def default_jobs(build):
+    """Most of a scenario is waiting, so two at a time share two cores well; instrumented programs need a core each."""
+    return 1 if os.path.basename(build) in SLOWER else min(2, os.cpu_count() or 1)
 
 
 def main():
@@ -102,24 +125,30 @@ def main():
             tests += scenario_tests(folder)
     tests = [one for one in tests if any(one[0].startswith(prefix) for prefix in prefixes)]
     passed, failed, skipped = 0, [], 0
-    for name, seconds, command, folder in tests:
-        code, text, spent, left = run(name, seconds * factor, command, folder)
-        if code == 0 and left:
-            code, text = 1, text + f"left behind: {', '.join(left)}\n"
-        if code == 0:
-            passed += 1
-            print(f"ok   {name} {spent:.1f}", flush=True)
-            continue
-        if code == 77:
-            skipped += 1
-            why = re.search(r"skipped: (.*)", text)
-            print(f"skip {name}: {why.group(1) if why else 'no reason given'}", flush=True)
-            continue
-        failed.append(name)
-        print(f"FAIL {name} {spent:.1f}" + ("" if code is not None else f" (time limit of {seconds * factor:.0f} s)"))
-        for line in text.splitlines()[-OUTPUT_TAIL_LINES:]:
-            print(f"  | {line}")
-        sys.stdout.flush()
+    jobs = int(os.environ.get("COVEY_TEST_JOBS") or default_jobs(build))
+    signal.signal(signal.SIGTERM, interrupted)
+    signal.signal(signal.SIGINT, interrupted)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        started = {pool.submit(run, name, seconds * factor, command, folder): (name, seconds) for name, seconds, command, folder in tests}
+        for one in concurrent.futures.as_completed(started):
+            name, seconds = started[one]
+            code, text, spent, left = one.result()
+            if code == 0 and left:
+                code, text = 1, text + f"left behind: {', '.join(left)}\n"
+            if code == 0:
+                passed += 1
+                print(f"ok   {name} {spent:.1f}", flush=True)
+                continue
+            if code == 77:
+                skipped += 1
+                why = re.search(r"skipped: (.*)", text)
+                print(f"skip {name}: {why.group(1) if why else 'no reason given'}", flush=True)
+                continue
+            failed.append(name)
+            print(f"FAIL {name} {spent:.1f}" + ("" if code is not None else f" (time limit of {seconds * factor:.0f} s)"))
+            for line in text.splitlines()[-OUTPUT_TAIL_LINES:]:
+                print(f"  | {line}")
+            sys.stdout.flush()
     if failed:
         print("failed:", *failed)
     print(f"{passed} passed, {len(failed)} failed")
