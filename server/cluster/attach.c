@@ -833,7 +833,7 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     if (why == STATUS_RESOURCE_EXHAUSTED) {
         events_gap(); /* the leader does not keep what was missed: watchers end instead of skipping it */
     } else if (why == STATUS_PERMISSION_DENIED) {
-        upgrade_refused(); /* our certificate is trusted, or nobody had told us who leads: there is no row */
+        upgrade_refused(); /* somebody told us who leads, so our certificate is trusted: there is no row */
         leave_note_answer(true);
     } else if (why == STATUS_DATA_LOSS) {
         core_panic(__FILE__, __LINE__, "%s", err.text); /* a wrong replica is worse than a dead one: the restart rebuilds it from the log */
