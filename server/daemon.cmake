@@ -4,6 +4,8 @@ foreach(folder daemon cluster auth config operations events profiles projects in
   file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/${folder}/*.c")
   list(APPEND covey_server_sources ${sources})
 endforeach()
+file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/recovery/*.c")
+list(APPEND covey_server_sources ${sources})
 list(REMOVE_ITEM covey_server_sources "${CMAKE_CURRENT_LIST_DIR}/daemon/main.c")
 add_library(covey_server STATIC ${covey_server_sources})
 target_link_libraries(covey_server PUBLIC covey_flags covey_host covey_storage covey_storage_raft_transport covey_rpc PkgConfig::JANSSON PkgConfig::PCRE2)

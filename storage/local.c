@@ -124,8 +124,13 @@ int local_state_set(struct local_db *local, const char *key, const char *value, 
     return key_set(local, KEY_STATE, key, value, err);
 }
 
-/* Runs fn in one transaction under the lock. */
-static int transaction(struct local_db *local, int (*fn)(struct sql *sql, void *ud, struct error *err), void *ud, struct error *err)
+int local_state_put(struct sql *sql, const char *key, const char *value, struct error *err)
+{
+    return str_empty(value) ? sql_exec(sql, err, "DELETE FROM state WHERE key = ?1", "s", key)
+                            : sql_exec(sql, err, "INSERT INTO state (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2", "ss", key, value);
+}
+
+int local_db_transaction(struct local_db *local, int (*fn)(struct sql *sql, void *ud, struct error *err), void *ud, struct error *err)
 {
     struct error rollback = ERROR_INIT;
     pthread_mutex_lock(&local->lock);
@@ -204,10 +209,16 @@ static int raft_nodes_write(struct sql *sql, void *ud, struct error *err)
     return status;
 }
 
+int local_raft_nodes_put(struct sql *sql, const struct local_raft_node *nodes, size_t count, struct error *err)
+{
+    struct list list = {nodes, count};
+    return raft_nodes_write(sql, &list, err);
+}
+
 int local_raft_nodes_replace(struct local_db *local, const struct local_raft_node *nodes, size_t count, struct error *err)
 {
     struct list list = {nodes, count};
-    return transaction(local, raft_nodes_write, &list, err);
+    return local_db_transaction(local, raft_nodes_write, &list, err);
 }
 
 /* ---- certificates ---- */
@@ -256,7 +267,7 @@ static int certificates_write(struct sql *sql, void *ud, struct error *err)
 int local_certificates_replace(struct local_db *local, const struct local_certificate *certs, size_t count, struct error *err)
 {
     struct list list = {certs, count};
-    return transaction(local, certificates_write, &list, err);
+    return local_db_transaction(local, certificates_write, &list, err);
 }
 
 /* fn may open a transaction; one that it leaves open is rolled back, for the next caller's sake. */

@@ -28,6 +28,12 @@ int local_certificates_get(struct local_db *local, struct local_certificate **ce
 int local_certificates_replace(struct local_db *local, const struct local_certificate *certs, size_t count, struct error *err);
 void local_certificates_free(struct local_certificate *certs, size_t count);
 
+/* Runs fn in one transaction under the lock: everything or nothing is durable when it returns. */
+int local_db_transaction(struct local_db *local, int (*fn)(struct sql *sql, void *ud, struct error *err), void *ud, struct error *err);
+/* Inside such a transaction: as local_state_set. */
+int local_state_put(struct sql *sql, const char *key, const char *value, struct error *err);
+int local_raft_nodes_put(struct sql *sql, const struct local_raft_node *nodes, size_t count, struct error *err);
+
 /* Runs fn with the connection under the lock (admin sql, patches). */
 int local_db_with(struct local_db *local, int (*fn)(struct sql *sql, void *ud, struct error *err), void *ud, struct error *err);
 

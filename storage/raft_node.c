@@ -344,7 +344,9 @@ static bool status_update(struct raft_node *node)
     node->status.term = node->raft.current_term;
     node->status.leader_id = node__leader_id(node);
     node->status.last_index = raft_shim_last_index(&node->raft);
+    node->status.last_term = raft_shim_term_of(&node->raft, node->status.last_index);
     node->status.commit_index = node->raft.commit_index;
+    node->status.heard_commit = node->shim.heard_commit;
     node->status.applied_index = node->raft.last_applied;
     node->status.snapshot_index = node->raft.trail.snapshot.index;
     node->status.log_bytes = node->shim.sizes.total;

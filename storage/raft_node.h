@@ -32,6 +32,8 @@ struct raft_node_status {
     bool leader;              /* leads and has applied everything from before its term: may serve */
     uint64_t term, leader_id; /* leader_id 0 = unknown */
     uint64_t last_index, commit_index, applied_index, snapshot_index;
+    uint64_t last_term;       /* of the entry at last_index */
+    uint64_t heard_commit;    /* highest commit index that a leader ever told this node: what it lacks below is known to exist */
     uint64_t log_bytes;       /* in memory since the last snapshot minus trailing */
     struct raft_node_server *servers; /* current configuration; freed by raft_node_status_free */
     size_t server_count;
@@ -74,6 +76,13 @@ int raft_node_bootstrap(const char *dir, uint64_t id, struct error *err);
 int raft_node_recover(const char *dir, uint64_t id, struct error *err);
 /* Offline: term and last index of a folder without changing it. */
 int raft_node_peek(const char *dir, uint64_t *term, uint64_t *last_index, uint64_t *snapshot_index, struct error *err);
+/* Where a log ends: of two logs of one cluster and epoch, the one with the higher (last_term, last_index) holds all that was ever committed in the other. */
+struct raft_node_position { uint64_t term, last_term, last_index, snapshot_index; };
+/* Offline: the position of a folder without changing it; all zero when it holds no log. */
+int raft_node_examine(const char *dir, struct raft_node_position *out, struct error *err);
+/* Offline: replaces the configuration. The same servers must be given on every member while all are stopped; the logs may differ in length. All or
+ * nothing, also when it is killed. STATUS_FAILED_PRECONDITION for a folder without a log. */
+int raft_node_reconfigure(const char *dir, uint64_t id, const struct raft_node_server *servers, size_t count, struct error *err);
 
 /* Starts the thread: replays snapshot and log through restore/apply before it returns. A folder without configuration waits to be added by a leader. */
 int raft_node_start(const struct raft_node_config *config, struct raft_node **out, struct error *err);

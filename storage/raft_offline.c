@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -157,7 +158,7 @@ int raft_node_bootstrap(const char *dir, uint64_t id, struct error *err)
 
 /* ---- look ---- */
 
-struct look { uint64_t term, last_index, snapshot_index; };
+struct look { uint64_t term, last_term, last_index, snapshot_index; };
 
 static int look_fn(struct offline *offline, void *ud)
 {
@@ -174,10 +175,12 @@ static int look_fn(struct offline *offline, void *ud)
     }
     look->term = term;
     look->last_index = start + count - 1;
+    look->last_term = count > 0 ? entries[count - 1].term : 0;
     if (snapshot != NULL) {
         look->snapshot_index = snapshot->index;
-        if (look->last_index < snapshot->index) {
+        if (look->last_index <= snapshot->index) {
             look->last_index = snapshot->index;
+            look->last_term = snapshot->term;
         }
         raft_configuration_close(&snapshot->configuration);
         for (unsigned i = 0; i < snapshot->n_bufs; i++) {
@@ -243,12 +246,12 @@ static int copy_dir(const char *from, const char *to, struct error *err)
 }
 
 /* raft_uv closes open segments while it loads, so a copy beside the folder is loaded. */
-int raft_node_peek(const char *dir, uint64_t *term, uint64_t *last_index, uint64_t *snapshot_index, struct error *err)
+int raft_node_examine(const char *dir, struct raft_node_position *out, struct error *err)
 {
-    struct look look = {0, 0, 0};
+    struct look look = {0};
     struct error ignored = ERROR_INIT;
     char *copy = xasprintf("%s.peek-XXXXXX", dir);
-    *term = *last_index = *snapshot_index = 0;
+    *out = (struct raft_node_position){0};
     if (mkdtemp(copy) == NULL) {
         int rc = error_set(err, STATUS_INTERNAL, "%s: %s", copy, strerror(errno));
         free(copy);
@@ -262,9 +265,17 @@ int raft_node_peek(const char *dir, uint64_t *term, uint64_t *last_index, uint64
         log_warn("raft.peek.leftover", "dir=%s error=\"%s\"", copy, ignored.text);
     }
     free(copy);
-    *term = look.term;
-    *last_index = look.last_index;
-    *snapshot_index = look.snapshot_index;
+    *out = (struct raft_node_position){look.term, look.last_term, look.last_index, look.snapshot_index};
+    return rc;
+}
+
+int raft_node_peek(const char *dir, uint64_t *term, uint64_t *last_index, uint64_t *snapshot_index, struct error *err)
+{
+    struct raft_node_position position;
+    int rc = raft_node_examine(dir, &position, err);
+    *term = position.term;
+    *last_index = position.last_index;
+    *snapshot_index = position.snapshot_index;
     return rc;
 }
 
@@ -289,7 +300,7 @@ static int recover_fn(struct offline *offline, void *ud)
 
 int raft_node_recover(const char *dir, uint64_t id, struct error *err)
 {
-    struct look look = {0, 0, 0};
+    struct look look = {0};
     int rc = check_id(id, err);
     if (rc == STATUS_OK) {
         rc = offline_run(dir, id, look_fn, &look, err);
@@ -298,4 +309,126 @@ int raft_node_recover(const char *dir, uint64_t id, struct error *err)
         rc = error_set(err, STATUS_FAILED_PRECONDITION, "raft folder %s: has no log to recover", dir);
     }
     return rc != STATUS_OK ? rc : offline_run(dir, id, recover_fn, &look, err);
+}
+
+/* ---- another configuration ---- */
+
+/* Terms far above any that elections reach between two edits: members whose terms differ a little get the same one. */
+enum { EDIT_TERM_STEP = 1 << 20 };
+
+struct reconfigure {
+    const struct raft_node_server *servers;
+    size_t count;
+    uint64_t term;
+};
+
+static int reconfigure_fn(struct offline *offline, void *ud)
+{
+    const struct reconfigure *in = ud;
+    struct raft_configuration configuration;
+    int rv = offline->io.set_term(&offline->io, in->term);
+    raft_configuration_init(&configuration);
+    for (size_t i = 0; rv == 0 && i < in->count; i++) {
+        char address[32];
+        node__address(in->servers[i].id, address);
+        rv = raft_configuration_add(&configuration, in->servers[i].id, address, (int)in->servers[i].role);
+    }
+    rv = rv == 0 ? raft_recover(&offline->raft, &configuration) : rv;
+    raft_configuration_close(&configuration);
+    return rv;
+}
+
+/* raft_uv's checksum of segments: polynomial 0x04C11DB7, highest bit first, nothing inverted. */
+static uint32_t crc32_of(const uint8_t *data, size_t len)
+{
+    uint32_t crc = 0;
+    for (size_t i = 0; i < len; i++) {
+        crc ^= (uint32_t)data[i] << 24;
+        for (int bit = 0; bit < 8; bit++) {
+            crc = crc << 1 ^ (0x04C11DB7u & (0u - (crc >> 31)));
+        }
+    }
+    return crc;
+}
+
+/* raft_recover gives its entry the term of the entry before. But on members whose logs differ in length the same index may hold another entry of that
+ * term, and Raft takes two entries with one index and term for the same: replicas would differ without notice. So the entry gets the new term, which no other
+ * entry has. Layout of a closed segment: format u64 | CRC of the batch header u32, CRC of the data u32 | count u64, then term u64, type u8[4], length u32. */
+static int set_entry_term(const char *dir, uint64_t index, uint64_t term, struct error *err)
+{
+    enum { CRC_AT = 8, HEADER_AT = 16, TERM_AT = 24, HEADER_BYTES = 24, END = 40 };
+    char *path = xasprintf("%s/%016llu-%016llu", dir, (unsigned long long)index, (unsigned long long)index);
+    uint8_t head[END];
+    uint32_t crc;
+    uint64_t number[2];
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    int rc = STATUS_OK;
+    if (fd < 0 || pread(fd, head, sizeof head, 0) != (ssize_t)sizeof head) {
+        rc = error_set(err, STATUS_INTERNAL, "raft segment %s: %s", path, fd < 0 ? strerror(errno) : "too short");
+    } else {
+        memcpy(&number[0], head, sizeof number[0]);
+        memcpy(&number[1], head + HEADER_AT, sizeof number[1]);
+        memcpy(&crc, head + CRC_AT, sizeof crc);
+        if (number[0] != 1 || number[1] != 1 || crc != crc32_of(head + HEADER_AT, HEADER_BYTES)) {
+            rc = error_set(err, STATUS_INTERNAL, "raft segment %s: unknown layout", path);
+        }
+    }
+    if (rc == STATUS_OK) {
+        memcpy(head + TERM_AT, &term, sizeof term); /* little endian, as the file is: libraft runs on nothing else here */
+        crc = crc32_of(head + HEADER_AT, HEADER_BYTES);
+        memcpy(head + CRC_AT, &crc, sizeof crc);
+        if (pwrite(fd, head, sizeof head, 0) != (ssize_t)sizeof head || fsync(fd) != 0) {
+            rc = error_set(err, STATUS_INTERNAL, "raft segment %s: %s", path, strerror(errno));
+        }
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    free(path);
+    return rc;
+}
+
+static int sync_dir(const char *path, struct error *err)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = fd < 0 || syncfs(fd) != 0 ? error_set(err, STATUS_INTERNAL, "raft folder %s: %s", path, strerror(errno)) : STATUS_OK;
+    if (fd >= 0) {
+        close(fd);
+    }
+    return rc;
+}
+
+int raft_node_reconfigure(const char *dir, uint64_t id, const struct raft_node_server *servers, size_t count, struct error *err)
+{
+    char *copy = xasprintf("%s.edit", dir);
+    struct look look = {0};
+    struct error ignored = ERROR_INIT;
+    int rc = check_id(id, err);
+    rc = rc == STATUS_OK ? dir_remove_all(copy, err) : rc; /* of an attempt that was killed */
+    rc = rc == STATUS_OK ? dir_make(copy, 0700, err) : rc;
+    rc = rc == STATUS_OK ? copy_dir(dir, copy, err) : rc;
+    rc = rc == STATUS_OK ? offline_run(copy, id, look_fn, &look, err) : rc;
+    if (rc == STATUS_OK && look.last_index == 0) {
+        rc = error_set(err, STATUS_FAILED_PRECONDITION, "raft folder %s: has no log", dir);
+    }
+    struct reconfigure in = {servers, count, (look.term / EDIT_TERM_STEP + 1) * EDIT_TERM_STEP};
+    rc = rc == STATUS_OK ? offline_run(copy, id, reconfigure_fn, &in, err) : rc;
+    rc = rc == STATUS_OK ? set_entry_term(copy, look.last_index + 1, in.term, err) : rc;
+    struct look check = {0};
+    rc = rc == STATUS_OK ? offline_run(copy, id, look_fn, &check, err) : rc;
+    if (rc == STATUS_OK && (check.last_index != look.last_index + 1 || check.last_term != in.term)) {
+        rc = error_set(err, STATUS_INTERNAL, "raft folder %s: the new configuration was not written", dir);
+    }
+    rc = rc == STATUS_OK ? sync_dir(copy, err) : rc;
+    if (rc == STATUS_OK && renameat2(AT_FDCWD, copy, AT_FDCWD, dir, RENAME_EXCHANGE) != 0) {
+        rc = error_set(err, STATUS_INTERNAL, "raft folder %s: %s", dir, strerror(errno));
+    }
+    if (rc == STATUS_OK) {
+        rc = sync_dir(dir, err);
+    }
+    if (dir_remove_all(copy, &ignored) != STATUS_OK) {
+        log_warn("raft.edit.leftover", "dir=%s error=\"%s\"", copy, ignored.text);
+    }
+    free(copy);
+    return rc;
 }

@@ -566,6 +566,9 @@ static bool is_from_second_leader(struct raft_shim *shim, uint64_t peer, raft_te
 static void keep_commit(struct raft_shim *shim, struct raft_append_entries *args)
 {
     raft_index commit = shim->raft->commit_index;
+    if (args->leader_commit > shim->heard_commit) {
+        shim->heard_commit = args->leader_commit;
+    }
     if (args->leader_commit > commit && args->prev_log_index + args->n_entries < commit) {
         args->leader_commit = commit;
     }

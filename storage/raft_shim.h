@@ -45,6 +45,7 @@ struct raft_shim {
     bool closing;         /* stop(): nothing goes in or out any more */
     raft_term disk_term;  /* G7 */
     bool disk_term_known;
+    raft_index heard_commit; /* see raft_node_status */
     struct raft_shim_sizes sizes;
     struct { raft_index since, index; uint64_t bytes; } applied; /* bytes in (since, index], since = last snapshot */
     uint64_t snapshot_bytes, last_snapshot_bytes;

@@ -1,5 +1,5 @@
 /* admin … (and lxd …): waitready, shutdown, sql, the cluster's database; becoming the daemon. Local socket only. */
-#include "cli.h"
+#include "recover.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -195,21 +195,25 @@ int run_admin_cluster_list_database(struct cli *cli, struct error *err)
     return status;
 }
 
-/* The last raft index, as the daemon knows it; NULL when it is stopped. */
+/* The last raft index, as the daemon knows it, or the log of a stopped one; NULL when there is none. */
 static char *last_segment(struct cli *cli)
 {
+    static const char *const verb[] = {"show", NULL};
     struct covey_client *client;
     struct error e = ERROR_INIT;
-    json_t *reply;
+    json_t *reply = NULL;
     const struct covey_options options = {.timeout_ms = READY_CALL_MS};
-    if (cli_local(cli, &client, &e) || client_call_options(client, "Admin/Status", NULL, &reply, NULL, &options, &e))
-        return NULL;
-    char *text = xasprintf("%lld", (long long)json_integer_value(json_object_get(reply, "last_index")));
+    int status = cli_local(cli, &client, &e);
+    if (!status)
+        status = client_call_options(client, "Admin/Status", NULL, &reply, NULL, &options, &e);
+    else
+        status = offline_run(cli, verb, NULL, &reply, NULL, &e);
+    int64_t last = json_integer_value(json_object_get(reply, "last_index"));
     json_decref(reply);
-    return text;
+    return status || !last ? NULL : xasprintf("%lld", (long long)last);
 }
 
-int run_admin_cluster_show(struct cli *cli, struct error *err)
+int raft_document(struct cli *cli, struct buf *out, struct error *err)
 {
     static const char *const roles[] = {"voter", "stand-by", "spare"};
     json_t *rows, *row;
@@ -227,25 +231,30 @@ int run_admin_cluster_show(struct cli *cli, struct error *err)
     }
     if (json_array_size(members)) {
         char *segment = last_segment(cli);
-        printf("# Latest dqlite segment ID: %s\n\n", segment ? segment : "none");
+        buf_printf(out, "# Latest dqlite segment ID: %s\n\n", segment ? segment : "none");
         free(segment);
     }
     json_t *shown = json_pack("{s:o}", "members", members);
-    status = cli_print_yaml(shown);
+    yaml_write(shown, out);
     json_decref(shown);
     json_decref(rows);
-    return status;
+    return STATUS_OK;
 }
 
-int run_admin_not_implemented(struct cli *cli, struct error *err)
+int run_admin_cluster_show(struct cli *cli, struct error *err)
 {
-    return error_set(err, STATUS_UNIMPLEMENTED, "not implemented: %s", cli->command->path);
+    struct buf out = {0};
+    int status = raft_document(cli, &out, err);
+    if (!status && out.len && fwrite(out.data, 1, out.len, stdout) != out.len)
+        status = error_set(err, STATUS_INTERNAL, "cannot write to standard output");
+    buf_free(&out);
+    return status;
 }
 
 /* ---- lxd without a command: the daemon ---- */
 
 /* coveyd stands in bin, beside the real covey; we may have been called through a link in lib/covey/compat. */
-static char *daemon_path(void)
+char *daemon_path(void)
 {
     char self[4096];
     ssize_t len = readlink("/proc/self/exe", self, sizeof(self) - 1);

@@ -215,9 +215,9 @@ const struct command command_table[] = {
     {"admin cluster", "", "", 0, 0, "", "The cluster's database", NULL},
     {"admin cluster list-database", "ls", "", 0, 0, FORMAT, "Addresses of the voters", run_admin_cluster_list_database},
     {"admin cluster show", "", "", 0, 0, "", "The members as the local database knows them", run_admin_cluster_show},
-    {"admin cluster edit", "", "", 0, 0, "", "Not implemented", run_admin_not_implemented},
-    {"admin cluster recover-from-quorum-loss", "", "", 0, 0, "", "Not implemented", run_admin_not_implemented},
-    {"admin cluster remove-raft-node", "", "<address>", 0, 1, "", "Not implemented", run_admin_not_implemented},
+    {"admin cluster edit", "", "", 0, 0, "", "Change addresses and roles while all members are stopped (in an editor, or from standard input)", run_admin_cluster_edit},
+    {"admin cluster recover-from-quorum-loss", "", "", 0, 0, "", "Make this stopped member the only database member (-q: do not ask)", run_admin_cluster_recover},
+    {"admin cluster remove-raft-node", "", "<address>", 0, 1, "", "Remove a server that only Raft still knows (-q: do not ask)", run_admin_cluster_remove_raft_node},
     {"__daemon", "", "", 0, 0, "logfile,daemon-group", "Run the daemon", run_daemon},
 };
 const size_t command_count = sizeof(command_table) / sizeof(*command_table);

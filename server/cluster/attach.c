@@ -12,6 +12,7 @@
 #include "server/daemon/state.h"
 #include "server/events/events.h"
 #include "server/networks/networks_member.h"
+#include "server/recovery/recovery.h"
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -186,6 +187,14 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     struct caller const *caller = rpc_caller(call);
     if (message == NULL) {
         return true;
+    }
+    uint64_t epoch = state_epoch();
+    if (report->epoch != 0 && epoch != 0 && report->epoch != epoch) {
+        struct error err = ERROR_INIT;
+        error_set(&err, STATUS_FAILED_PRECONDITION, "member %" PRIu64 " is in epoch %" PRIu64 " and the leader in %" PRIu64, report->id, report->epoch, epoch);
+        log_warn("attach.epoch", "error=\"%s\"", err.text);
+        rpc_finish(call, NULL, err.code, &err);
+        return false;
     }
     pthread_mutex_lock(&attach.lock);
     struct peer *peer = peer_find(report->id);
@@ -708,6 +717,7 @@ static int send_report(struct rpc_call *call, uint64_t sequence, bool first, str
     report.schema_floor = claim.floor.schema;
     report.api_floor = claim.floor.api;
     report.event_number = events_last();
+    report.epoch = state_epoch();
     report.stopping = daemon_phase() == DAEMON_STOPPING; /* gets no role any more */
     pthread_mutex_lock(&attach.lock);
     report.view_revision = attach.acting_revision;
@@ -734,18 +744,14 @@ static int send_report(struct rpc_call *call, uint64_t sequence, bool first, str
     return status;
 }
 
-/* Who leads: Raft knows on replicas; spares ask the others. 0 = nobody knows. */
-static uint64_t find_leader(struct daemon *daemon)
+/* Asks one kind of members. */
+static uint64_t ask_leader(struct daemon *daemon, const struct view *view, bool voters)
 {
-    uint64_t leader = daemon_leader_id(daemon);
-    if (leader != 0) {
-        return leader;
-    }
-    const struct view *view = view_get();
-    uint64_t self = daemon_id(daemon);
+    uint64_t leader = 0, self = daemon_id(daemon), epoch = state_epoch();
     for (size_t i = 0; i < view->message->n_members && leader == 0; i++) {
         const Covey__Internal__V1__ViewMember *member = view->message->members[i];
-        struct rpc_channel *channel = member->id != self && member->state != 1 && member->raft_role == 0 ? member_channel(daemon, member->id, NULL) : NULL;
+        bool ask = member->id != self && member->state != 1 && (member->raft_role == ROLE_VOTER) == voters;
+        struct rpc_channel *channel = ask ? member_channel(daemon, member->id, NULL) : NULL;
         if (channel == NULL) {
             continue;
         }
@@ -756,7 +762,8 @@ static uint64_t find_leader(struct daemon *daemon)
         struct rpc_options options = {.timeout_ms = 500};
         int status = rpc_unary(channel, "covey.internal.v1.Membership", "WhoLeads", &request.base, &response, &arena, &options, NULL);
         if (status == STATUS_OK) {
-            leader = ((Covey__Internal__V1__WhoLeadsResponse *)response)->id;
+            const Covey__Internal__V1__WhoLeadsResponse *told = (Covey__Internal__V1__WhoLeadsResponse *)response;
+            leader = told->epoch == 0 || told->epoch >= epoch ? told->id : 0; /* a former epoch's leader is none */
         }
         if (status == STATUS_OK || status == STATUS_PERMISSION_DENIED) {
             leave_note_answer(status == STATUS_PERMISSION_DENIED);
@@ -764,6 +771,19 @@ static uint64_t find_leader(struct daemon *daemon)
         arena_clear(&arena);
         rpc_channel_unref(channel);
     }
+    return leader;
+}
+
+/* Who leads: Raft knows on replicas; spares ask the others, voters first: after a recovery the leader may have been anything before. 0 = nobody knows. */
+static uint64_t find_leader(struct daemon *daemon)
+{
+    uint64_t leader = daemon_leader_id(daemon);
+    if (leader != 0) {
+        return leader;
+    }
+    const struct view *view = view_get();
+    leader = ask_leader(daemon, view, true);
+    leader = leader != 0 ? leader : ask_leader(daemon, view, false);
     view_unref(view);
     return leader;
 }
@@ -841,6 +861,9 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     rpc_cancel(call);
     rpc_call_unref(call);
     rpc_channel_unref(channel);
+    if (why == STATUS_FAILED_PRECONDITION) { /* of another epoch */
+        epoch_follow(daemon);
+    }
 }
 
 /* What the former leader left half done on this host is for the new one to settle. */

@@ -30,6 +30,7 @@ int view_build(struct sql *sql, struct daemon *daemon, struct arena *arena, Cove
 void view_install(struct daemon *daemon, const Covey__Internal__V1__View *message);
 /* Loads the view of the last run. */
 void view_load(struct daemon *daemon);
+void view_rebase(struct daemon *daemon); /* any leader's view counts as newer from now on: the terms of another epoch mean nothing */
 void view_forget(struct daemon *daemon); /* back to an empty one (left the cluster) */
 /* rpc_policy.classify */
 void view_classify(void *ud, struct caller *caller);

@@ -11,12 +11,14 @@
 #include "server/events/events.h"
 #include "server/images/images.h"
 #include "server/operations/operations.h"
+#include "server/recovery/recovery.h"
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+enum { STALE_ENTRY_KEEP_MS = 60000, STALE_ENTRIES_MAX = 64 };
 enum { TICK_MS = 1000, ROLE_CHANGES_MAX = 16, ROLE_RETRY_MS = 5000 };
 
 static struct {
@@ -144,6 +146,23 @@ static int remove_server(struct raft_node *raft, void *ud, struct error *err)
     return raft_node_remove(raft, *(uint64_t *)ud, err);
 }
 
+/* Whether an entry has been without a member for STALE_ENTRY_KEEP_MS: until then `remove-raft-node` decides, or the removal that is under way. */
+static bool long_unknown(uint64_t id)
+{
+    static struct { uint64_t id; int64_t since_ms; } seen[STALE_ENTRIES_MAX];
+    static size_t next;
+    int64_t now = time_mono_ms();
+    for (size_t i = 0; i < STALE_ENTRIES_MAX; i++) {
+        if (seen[i].id == id) {
+            return now - seen[i].since_ms >= STALE_ENTRY_KEEP_MS;
+        }
+    }
+    seen[next].id = id; /* ids are never reused */
+    seen[next].since_ms = now;
+    next = (next + 1) % STALE_ENTRIES_MAX;
+    return false;
+}
+
 /* Members without a Raft entry become spares, entries without a member go (spec/cluster.md 5.6). */
 static int reconcile_servers(struct daemon *daemon, const struct domain_rows *rows, struct error *err)
 {
@@ -162,7 +181,7 @@ static int reconcile_servers(struct daemon *daemon, const struct domain_rows *ro
         for (size_t j = 0; j < rows->count; j++) {
             known = known || rows->rows[j].id == servers[i].id;
         }
-        if (!known && servers[i].id != daemon_id(daemon)) {
+        if (!known && servers[i].id != daemon_id(daemon) && long_unknown(servers[i].id)) {
             log_info("roles.remove", "member=%" PRIu64, servers[i].id);
             status = state_with_raft(daemon, remove_server, &servers[i].id, err);
         }
@@ -368,6 +387,7 @@ static bool follow_leadership(struct daemon *daemon)
             state_with_db(daemon, allow_all_steps, NULL, NULL); /* nobody else has to know them */
             status = daemon_write(daemon, NULL, ensure_first_member, daemon, NULL, NULL, NULL, &err);
         }
+        status = status == STATUS_OK ? recovery_lead(daemon, &err) : status;
         if (status != STATUS_OK) {
             log_warn("leader.start", "error=\"%s\"", err.text);
             return false; /* tried again at the next tick */

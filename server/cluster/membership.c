@@ -424,6 +424,7 @@ static int who_leads(struct rpc_call *call, const ProtobufCMessage *message, Pro
     Covey__Internal__V1__WhoLeadsResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
     covey__internal__v1__who_leads_response__init(out);
     out->id = daemon_leads(the_daemon) ? daemon_id(the_daemon) : daemon_leader_id(the_daemon);
+    out->epoch = state_epoch();
     const struct view *view = view_get();
     const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, out->id);
     if (member != NULL) {

@@ -14,6 +14,8 @@
 #include <string.h>
 #include <uthash.h>
 
+enum { STALE_SERVERS_MAX = 256 }; /* of Raft's servers, looked at for rows that are gone */
+
 struct trusted {
     const Covey__Internal__V1__ViewCertificate *certificate;
     int64_t until; /* end of validity, unix seconds, -1 = unreadable; parsed once */
@@ -169,12 +171,27 @@ void view_forget(struct daemon *daemon)
     view_persist(daemon);
 }
 
+void view_rebase(struct daemon *daemon)
+{
+    const struct view *view = view_get();
+    Covey__Internal__V1__View old = *view->message;
+    old.term = old.revision = old.leader_id = 0;
+    struct view_full *made = view_make(&old);
+    view_unref(view);
+    pthread_mutex_lock(&views.lock);
+    struct view_full *before = views.current;
+    views.current = made;
+    pthread_mutex_unlock(&views.lock);
+    view_unref(&before->pub);
+}
+
 /* ---- persistence ---- */
 
 static void persist_members(struct daemon *daemon, const Covey__Internal__V1__View *message)
 {
-    struct local_raft_node *nodes = xcalloc(message->n_members + 1, sizeof *nodes);
-    size_t count = 0;
+    struct raft_node_server servers[STALE_SERVERS_MAX];
+    size_t server_count = state_raft_servers(servers, STALE_SERVERS_MAX), count = 0, before_count = 0;
+    struct local_raft_node *nodes = xcalloc(message->n_members + server_count + 1, sizeof *nodes), *before = NULL;
     for (size_t i = 0; i < message->n_members; i++) {
         const Covey__Internal__V1__ViewMember *member = message->members[i];
         if (daemon_clustered(daemon) && member->raft_role >= 0) {
@@ -182,9 +199,23 @@ static void persist_members(struct daemon *daemon, const Covey__Internal__V1__Vi
         }
     }
     struct error err = ERROR_INIT;
+    local_raft_nodes_get(daemon->local, &before, &before_count, NULL);
+    for (size_t i = 0; i < before_count && daemon_clustered(daemon); i++) { /* Raft still has it though its row is gone: only here its address is known */
+        bool in_raft = false, in_view = false;
+        for (size_t j = 0; j < server_count; j++) {
+            in_raft = in_raft || servers[j].id == before[i].id;
+        }
+        for (size_t j = 0; j < message->n_members; j++) {
+            in_view = in_view || message->members[j]->id == before[i].id || strcmp(message->members[j]->address, before[i].address) == 0;
+        }
+        if (in_raft && !in_view) {
+            nodes[count++] = before[i];
+        }
+    }
     if (local_raft_nodes_replace(daemon->local, nodes, count, &err) != STATUS_OK) {
         log_error("view.persist", "error=\"%s\"", err.text);
     }
+    local_raft_nodes_free(before, before_count);
     free(nodes);
 }
 
@@ -223,6 +254,11 @@ void view_persist(struct daemon *daemon)
     covey__internal__v1__view__pack(&stable, bytes);
     buf_add(&packed, bytes, len);
     free(bytes);
+    struct raft_node_server servers[STALE_SERVERS_MAX];
+    size_t view_len = packed.len, server_count = state_raft_servers(servers, STALE_SERVERS_MAX);
+    for (size_t i = 0; i < server_count; i++) { /* the table lists servers without a row, too */
+        buf_add(&packed, &servers[i].id, sizeof servers[i].id);
+    }
     if (packed.len != views.persisted.len || (packed.len > 0 && memcmp(packed.data, views.persisted.data, packed.len) != 0)) {
         persist_members(daemon, view->message);
         const Covey__Internal__V1__ViewMember *self = daemon_clustered(daemon) ? view_member_by_id(view, daemon_id(daemon)) : NULL;
@@ -230,7 +266,7 @@ void view_persist(struct daemon *daemon)
             local_state_set(daemon->local, "name", self->name, NULL);
         }
         persist_certificates(daemon, view->message);
-        char *text = base64_encode(packed.data, packed.len);
+        char *text = base64_encode(packed.data, view_len);
         struct error err = ERROR_INIT;
         if (local_state_set(daemon->local, "view", text, &err) != STATUS_OK) {
             log_error("view.persist", "error=\"%s\"", err.text);

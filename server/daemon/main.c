@@ -7,12 +7,13 @@
 #include "server/events/events.h"
 #include "server/networks/networks_member.h"
 #include "server/operations/operations.h"
+#include "server/recovery/offline.h"
+#include "server/recovery/recovery.h"
 #include "server/services.h"
 #include "server/warnings/warnings.h"
 #include "state.h"
 #include "stopping.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <grp.h>
 #include <limits.h>
@@ -21,7 +22,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -69,18 +69,6 @@ static int parse(int argc, char **argv, struct options *options)
     return 0;
 }
 
-/* One daemon per state directory: a lock that ends with the process. */
-static int take_lock(struct daemon *daemon, struct error *err)
-{
-    char *path = xasprintf("%s/coveyd.lock", daemon->dir);
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    free(path);
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        return error_set(err, STATUS_FAILED_PRECONDITION, "another coveyd runs on %s (%s)", daemon->dir, strerrordesc_np(errno));
-    }
-    return STATUS_OK;
-}
-
 static struct rpc_channel *host_channel(void *ud, const char *address)
 {
     return member_channel_by_address(ud, address);
@@ -110,6 +98,7 @@ static void bind_services(struct daemon *daemon)
     membership_bind();
     cluster_service_bind();
     groups_bind();
+    recovery_bind();
     bootstrap_register();
     join_register();
     events_init(daemon);
@@ -177,9 +166,11 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     char *database = xasprintf("%s/database", daemon->dir);
     int status = dir_make(daemon->dir, 0711, err);
     status = status == STATUS_OK ? dir_make(database, 0700, err) : status;
-    status = status == STATUS_OK ? take_lock(daemon, err) : status;
+    status = status == STATUS_OK ? daemon_lock(daemon, err) : status;
     status = status == STATUS_OK ? local_db_open(database, &daemon->local, err) : status;
+    status = status == STATUS_OK ? patch_local(daemon, err) : status;
     status = status == STATUS_OK ? identity_init(daemon, err) : status;
+    status = status == STATUS_OK ? recovery_resume(daemon, err) : status;
     free(database);
     if (status != STATUS_OK || leave_resume(daemon, err) != STATUS_OK || load_identity(daemon, err) != STATUS_OK) {
         return err->code;
@@ -200,6 +191,7 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     if (status == STATUS_OK && !options->no_gateway) { /* before the database: who asks meanwhile is told to wait */
         status = gateway_start(daemon, err);
     }
+    status = status == STATUS_OK ? epoch_check_start(daemon, err) : status;
     status = status == STATUS_OK ? open_database(daemon, err) : status;
     if (status == STATUS_OK) {
         attach_start(daemon);
@@ -209,6 +201,19 @@ static int start(struct daemon *daemon, const struct options *options, struct er
     return status;
 }
 
+enum patch_state { PATCH_DONE, PATCH_LATER, PATCH_FATAL };
+
+/* The patch file for the replicated database; runs before anything is served. */
+static enum patch_state patch_state(struct daemon *daemon, struct error *err)
+{
+    if (recovery_failed(err)) {
+        return PATCH_FATAL;
+    }
+    int status = patch_global(daemon, err);
+    bool later = status == STATUS_UNAVAILABLE || status == STATUS_UNKNOWN || status == STATUS_DEADLINE_EXCEEDED;
+    return status == STATUS_OK ? PATCH_DONE : later ? PATCH_LATER : PATCH_FATAL;
+}
+
 /* Ready once a leader has told what the other members are, and all of them can serve together; until then clients get a clear refusal. Returns the
  * signal that ended the wait, 0 = ready, -1 = this member must not run. */
 static int wait_ready(struct daemon *daemon, sigset_t *signals, struct error *err)
@@ -216,8 +221,9 @@ static int wait_ready(struct daemon *daemon, sigset_t *signals, struct error *er
     for (unsigned seen = 0;;) {
         enum upgrade_state state = upgrade_judge(daemon, err);
         bool leader = daemon_leads(daemon) || daemon_leader_id(daemon) != 0 || attach_known_leader() != 0;
-        if (state == UPGRADE_FATAL || (state == UPGRADE_SERVE && leader)) {
-            return state == UPGRADE_FATAL ? -1 : 0;
+        enum patch_state patch = leader || recovery_failed(err) ? patch_state(daemon, err) : PATCH_LATER;
+        if (patch == PATCH_FATAL || state == UPGRADE_FATAL || (state == UPGRADE_SERVE && patch == PATCH_DONE)) {
+            return patch == PATCH_FATAL || state == UPGRADE_FATAL ? -1 : 0;
         }
         if (state == UPGRADE_BLOCKED && daemon_phase() == DAEMON_STARTING) {
             log_warn("daemon.blocked", "text=\"" DAEMON_BLOCKED_TEXT "\"");
@@ -289,6 +295,9 @@ int main(int argc, char **argv)
 {
     struct options options = {0};
     char dir[PATH_MAX], program[PATH_MAX] = "";
+    if (argc > 1 && strcmp(argv[1], "offline") == 0) {
+        return offline_main(argc - 1, argv + 1);
+    }
     if (readlink("/proc/self/exe", program, sizeof program - 1) < 0) {
         program[0] = '\0';
     }

@@ -22,6 +22,9 @@ struct rpc_channel *route_now(void *ud, struct rpc_call *call);
 bool confirm_call(void *ud, struct rpc_call *call, void (*done)(struct rpc_call *call, bool confirmed));
 int admit_call(void *ud, struct rpc_call *call, struct error *err);
 
+/* lock.c: one daemon (or offline command) per state directory, until the process ends; FAILED_PRECONDITION when another has it. Never waits. */
+int daemon_lock(struct daemon *daemon, struct error *err);
+
 /* admin.c */
 void admin_bind(void);
 

@@ -17,6 +17,7 @@ static struct {
     struct db *db;
     unsigned users;
     struct raft_transport *transport;
+    uint64_t epoch; /* the transport's */
     uint64_t id;
     bool clustered;
     char name[128];
@@ -321,8 +322,17 @@ int state_start_transport(struct daemon *daemon, struct error *err)
     free(epoch);
     lock();
     state.transport = transport;
+    state.epoch = config.epoch;
     unlock();
     return STATUS_OK;
+}
+
+uint64_t state_epoch(void)
+{
+    lock();
+    uint64_t epoch = state.transport != NULL ? state.epoch : 0;
+    unlock();
+    return epoch;
 }
 
 /* ---- the database ---- */

@@ -11,6 +11,8 @@ int state_open_database(struct daemon *daemon, struct error *err);
 void state_close_database(struct daemon *daemon);
 /* The Raft transport, NULL on a standalone server. Borrowed. */
 struct raft_transport *state_transport(void);
+/* The epoch in which the transport speaks; 0 without one. */
+uint64_t state_epoch(void);
 /* Starts the transport for a cluster (id and epoch from local state). */
 int state_start_transport(struct daemon *daemon, struct error *err);
 

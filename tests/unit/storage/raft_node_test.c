@@ -404,6 +404,36 @@ static void test_recover(void **state)
     app_free(&app);
 }
 
+/* Another configuration makes one entry of a term that no other entry has, and keeps the rest. */
+static void test_reconfigure(void **state)
+{
+    struct error err = ERROR_INIT;
+    struct raft_node_position before, after, again;
+    const struct raft_node_server servers[] = {{7, RAFT_NODE_VOTER}, {8, RAFT_NODE_VOTER}, {9, RAFT_NODE_SPARE}};
+    assert_int_equal(raft_node_reconfigure(*state, 7, servers, 3, &err), STATUS_FAILED_PRECONDITION);
+    assert_int_equal(raft_node_bootstrap(*state, 7, &err), STATUS_OK);
+    assert_int_equal(raft_node_examine(*state, &before, &err), STATUS_OK);
+    assert_int_equal(raft_node_reconfigure(*state, 7, servers, 3, &err), STATUS_OK);
+    assert_int_equal(raft_node_examine(*state, &after, &err), STATUS_OK);
+    assert_int_equal(after.last_index, before.last_index + 1);
+    assert_int_equal(after.last_term, 1 << 20);
+    assert_int_equal(after.term, 1 << 20);
+    assert_int_equal(raft_node_reconfigure(*state, 7, servers, 3, &err), STATUS_OK);
+    assert_int_equal(raft_node_examine(*state, &again, &err), STATUS_OK);
+    assert_int_equal(again.last_term, 2 << 20);
+    struct app app;
+    app_init(&app);
+    struct raft_node *node = start(*state, &app, 0);
+    struct raft_node_status status;
+    assert_int_equal(raft_node_status(node, &status, &err), STATUS_OK);
+    assert_int_equal(status.server_count, 3);
+    assert_int_equal(status.last_term, 2 << 20);
+    assert_int_equal(status.last_index, again.last_index);
+    raft_node_status_free(&status);
+    raft_node_stop(node);
+    app_free(&app);
+}
+
 static void test_peek_of_empty_folder(void **state)
 {
     struct error err = ERROR_INIT;
@@ -420,7 +450,7 @@ int main(void)
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
         TEST(test_bootstrap_twice_is_refused), TEST(test_propose_and_restart), TEST(test_every_proposal_ends_once_at_stop),
         TEST(test_bad_lengths_are_refused), TEST(test_snapshot), TEST(test_snapshot_with_slow_worker), TEST(test_stop_while_worker_writes),
-        TEST(test_failed_snapshot_changes_nothing), TEST(test_confirm_leader), TEST(test_recover), TEST(test_peek_of_empty_folder),
+        TEST(test_failed_snapshot_changes_nothing), TEST(test_confirm_leader), TEST(test_recover), TEST(test_reconfigure), TEST(test_peek_of_empty_folder),
     };
     log_init("raft_node_test", LOG_LEVEL_INFO);
     return cmocka_run_group_tests(tests, NULL, NULL);
