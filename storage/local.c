@@ -164,7 +164,7 @@ static int keys_write(struct sql *sql, void *ud, struct error *err)
 int local_state_set_all(struct local_db *local, const struct local_key *keys, size_t count, struct error *err)
 {
     struct list list = {keys, count};
-    return transaction(local, keys_write, &list, err);
+    return local_db_transaction(local, keys_write, &list, err);
 }
 
 /* ---- raft_nodes ---- */
