@@ -7,9 +7,9 @@ add_custom_command(
   DEPENDS ${schema_files} "${CMAKE_CURRENT_SOURCE_DIR}/tools/embed.py"
   VERBATIM)
 # What needs SQLite only; covey_storage adds Raft.
-add_library(covey_storage_sql STATIC sql.c catalog.c capture.c rowlog.c schema.c digest.c local.c "${schema_c}")
+add_library(covey_storage_sql STATIC sql.c catalog.c capture.c rowlog.c schema.c digest.c local.c backup.c "${schema_c}")
 target_link_libraries(covey_storage_sql PUBLIC covey_flags covey_core covey_proto_gen PkgConfig::SQLITE PkgConfig::OPENSSL)
-add_library(covey_storage STATIC db.c executor.c apply.c reader.c snapshot.c)
+add_library(covey_storage STATIC db.c executor.c apply.c reader.c snapshot.c seed.c)
 target_link_libraries(covey_storage PUBLIC covey_storage_sql)
 if(TARGET covey_storage_raft)
   target_link_libraries(covey_storage PUBLIC covey_storage_raft PkgConfig::UV)

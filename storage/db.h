@@ -89,4 +89,9 @@ int db_digest_round(struct db *db, uint64_t *revision, struct error *err);
 /* Writes a consistent copy of the database as a plain SQLite file. */
 int db_dump_file(struct db *db, const char *path, struct error *err);
 
+/* Appends the whole state as the pages of an SQLite file. Blocking. */
+int db_image(struct db *db, enum db_consistency consistency, struct buf *out, uint64_t *revision, struct error *err);
+/* Offline: makes a Raft folder (none may be there) with member `id` as the only voter, whose state is the image. Its `applied` revision must be 0. */
+int db_seed(const char *raft_dir, uint64_t id, const void *image, size_t len, struct error *err);
+
 #endif

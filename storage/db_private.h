@@ -151,6 +151,8 @@ void digester_add(struct db *db, uint64_t revision); /* [loop] opens the read tr
 /* ---- snapshot.c ---- */
 int snapshot_begin(void *ud, void **snapshot, struct error *err);
 int snapshot_write(void *ud, void *snapshot, void **data, size_t *len, struct error *err);
+/* A snapshot of these pages, malloc'ed. */
+void snapshot_pack(const void *pages, size_t size, void **data, size_t *len);
 /* Checks a snapshot and copies it over the database of `sql`, in one transaction. */
 int snapshot_restore(struct sql *sql, const void *data, size_t len, struct error *err);
 

@@ -72,6 +72,11 @@ uint64_t node__leader_id(struct raft_node *node)
     if (node->running && !node->stopping) {
         raft_leader(&node->raft, &id, &address);
     }
+    /* A stand-by never starts an election and so never notices that its leader is gone. */
+    if (id != 0 && id != node->config.id && node->raft.state == RAFT_FOLLOWER &&
+        node->raft.now - node->raft.election_timer_start > NODE_LEADER_SILENT_MS) {
+        id = 0;
+    }
     return id;
 }
 

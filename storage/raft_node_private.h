@@ -19,6 +19,7 @@ enum {
     NODE_TRANSFER_ATTEMPTS_MAX = 3,
     NODE_SNAPSHOT_BYTES_DEFAULT = 16 << 20,
     NODE_SNAPSHOT_ENTRIES_DEFAULT = 8192,
+    NODE_LEADER_SILENT_MS = 3 * RAFT_ELECTION_TIMEOUT_MS, /* a follower that heard nothing for so long knows no leader */
     NODE_DISK_RETRY_MS = 300,                 /* raft_uv: after a full disk */
     NODE_START_ATTEMPTS_MAX = 2,              /* raft.md G13 */
 };

@@ -33,6 +33,19 @@ int snapshot_begin(void *ud, void **snapshot, struct error *err)
     return STATUS_OK;
 }
 
+void snapshot_pack(const void *pages, size_t size, void **data, size_t *len)
+{
+    size_t total = SNAPSHOT_HEADER_BYTES + (size + 7) / 8 * 8;
+    uint8_t *out = xcalloc(1, total);
+    uint64_t length = htole64((uint64_t)size);
+    memcpy(out, magic, sizeof magic);
+    memcpy(out + 8, &length, sizeof length);
+    SHA256(pages, size, out + 16);
+    memcpy(out + SNAPSHOT_HEADER_BYTES, pages, size);
+    *data = out;
+    *len = total;
+}
+
 int snapshot_write(void *ud, void *snapshot, void **data, size_t *len, struct error *err)
 {
     struct sql *sql = snapshot;
@@ -45,15 +58,7 @@ int snapshot_write(void *ud, void *snapshot, void **data, size_t *len, struct er
         status = error_set(err, STATUS_INTERNAL, "Cannot copy the database: %s", sqlite3_errmsg(sql_handle(sql)));
     } else {
         pages[18] = pages[19] = 1; /* not WAL: an image in memory does not open otherwise */
-        size_t total = SNAPSHOT_HEADER_BYTES + ((size_t)size + 7) / 8 * 8;
-        uint8_t *out = xcalloc(1, total);
-        uint64_t length = htole64((uint64_t)size);
-        memcpy(out, magic, sizeof magic);
-        memcpy(out + 8, &length, sizeof length);
-        SHA256(pages, (size_t)size, out + 16);
-        memcpy(out + SNAPSHOT_HEADER_BYTES, pages, (size_t)size);
-        *data = out;
-        *len = total;
+        snapshot_pack(pages, (size_t)size, data, len);
     }
     sqlite3_free(pages);
     struct error rollback = ERROR_INIT;
