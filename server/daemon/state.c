@@ -6,6 +6,7 @@
 #include "server/config/keys.h"
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -227,8 +228,24 @@ static void on_digest(void *ud, uint64_t revision, const char *digest)
     unlock();
 }
 
+static atomic_int_least64_t held_until_ms;
+
+void state_hold(int64_t until_ms)
+{
+    atomic_store(&held_until_ms, until_ms);
+}
+
+static bool is_held(void)
+{
+    int64_t until = atomic_load_explicit(&held_until_ms, memory_order_relaxed);
+    return until != 0 && time_mono_ms() < until;
+}
+
 static void on_send(void *ud, uint64_t peer, const Covey__Internal__V1__RaftFrame *frame)
 {
+    if (is_held()) {
+        return;
+    }
     lock();
     struct raft_transport *transport = state.transport;
     unlock();
@@ -268,6 +285,9 @@ static void transport_receive(void *ud, uint64_t peer, const Covey__Internal__V1
         uint64_t peer;
         const Covey__Internal__V1__RaftFrame *frame;
     } args = {peer, frame};
+    if (is_held()) {
+        return;
+    }
     state_with_db(ud, receive_frame, &args, NULL); /* no database at the moment: Raft repeats what matters */
 }
 
@@ -325,6 +345,41 @@ int state_start_transport(struct daemon *daemon, struct error *err)
     state.epoch = config.epoch;
     unlock();
     return STATUS_OK;
+}
+
+struct settling {
+    pthread_mutex_t lock;
+    pthread_cond_t done;
+    bool passed;
+};
+
+/* [loop] */
+static void settle_pass(void *ud)
+{
+    struct settling *settling = ud;
+    pthread_mutex_lock(&settling->lock);
+    settling->passed = true;
+    pthread_cond_signal(&settling->done);
+    pthread_mutex_unlock(&settling->lock);
+}
+
+static int settle(struct raft_node *raft, void *ud, struct error *err)
+{
+    for (int round = 0; round < 2; round++) { /* the status that is shown follows one turn of the loop later */
+        struct settling settling = {.lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+        raft_node_post(raft, settle_pass, &settling);
+        pthread_mutex_lock(&settling.lock);
+        while (!settling.passed) {
+            pthread_cond_wait(&settling.done, &settling.lock);
+        }
+        pthread_mutex_unlock(&settling.lock);
+    }
+    return STATUS_OK;
+}
+
+void state_settle(struct daemon *daemon)
+{
+    state_with_raft(daemon, settle, NULL, NULL);
 }
 
 uint64_t state_epoch(void)

@@ -11,6 +11,10 @@ int state_open_database(struct daemon *daemon, struct error *err);
 void state_close_database(struct daemon *daemon);
 /* The Raft transport, NULL on a standalone server. Borrowed. */
 struct raft_transport *state_transport(void);
+/* Until then (monotonic ms) no Raft frame goes in or out: a rescue is deciding. 0 = at once again. */
+void state_hold(int64_t until_ms);
+/* Waits until the database has taken in every frame that came before. */
+void state_settle(struct daemon *daemon);
 /* The epoch in which the transport speaks; 0 without one. */
 uint64_t state_epoch(void);
 /* Starts the transport for a cluster (id and epoch from local state). */

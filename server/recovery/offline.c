@@ -65,6 +65,7 @@ static int recoverable(struct daemon *daemon, struct error *err)
             status = error_set(err, STATUS_FAILED_PRECONDITION, "This LXD instance has no database role");
         }
     }
+    status = status == STATUS_OK ? recovery_check_alone(daemon, err) : status;
     arena_clear(&arena);
     return status;
 }
@@ -102,7 +103,65 @@ static int edit(struct daemon *daemon, int argc, char **argv, struct error *err)
     return status;
 }
 
+static int print_survey(int status, const Covey__Internal__V1__SurveyResponse *survey, struct error *err)
+{
+    struct buf text = {0};
+    if (status == STATUS_OK) {
+        codec_to_json(&survey->base, &text);
+        status = puts(text.data) < 0 || fflush(stdout) != 0 ? error_set(err, STATUS_INTERNAL, "cannot write to standard output") : STATUS_OK;
+    }
+    buf_free(&text);
+    return status;
+}
+
+static int survey(struct daemon *daemon, int argc, char **argv, struct error *err)
+{
+    struct arena arena;
+    Covey__Internal__V1__SurveyResponse *out = NULL;
+    arena_init(&arena);
+    int status = rescue_survey(daemon, &arena, &out, err);
+    status = print_survey(status, out, err);
+    arena_clear(&arena);
+    return status;
+}
+
+static int rescue(struct daemon *daemon, int argc, char **argv, struct error *err)
+{
+    struct arena arena;
+    Covey__Internal__V1__SurveyResponse *out = NULL;
+    arena_init(&arena);
+    int status = rescue_run(daemon, true, argc > 0 && strcmp(argv[0], "accept-loss") == 0, &arena, &out, err);
+    status = print_survey(status, out, err);
+    arena_clear(&arena);
+    return status;
+}
+
+static int restore_with(struct daemon *daemon, int argc, char **argv, bool check_only, struct error *err)
+{
+    struct buf about = {0};
+    int status = argc < 1 ? error_set(err, STATUS_INVALID_ARGUMENT, "Missing file") : STATUS_OK;
+    if (status == STATUS_OK) {
+        status = backup_restore(daemon, argv[0], argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : "", check_only, &about, err);
+    }
+    if (status == STATUS_OK && (puts(about.data) < 0 || fflush(stdout) != 0)) {
+        status = error_set(err, STATUS_INTERNAL, "cannot write to standard output");
+    }
+    buf_free(&about);
+    return status;
+}
+
+static int restore_check(struct daemon *daemon, int argc, char **argv, struct error *err)
+{
+    return restore_with(daemon, argc, argv, true, err);
+}
+
+static int restore(struct daemon *daemon, int argc, char **argv, struct error *err)
+{
+    return restore_with(daemon, argc, argv, false, err);
+}
+
 static const struct verb verbs[] = {
+    {"survey", survey}, {"rescue", rescue}, {"restore-check", restore_check}, {"restore", restore},
     {"show", show}, {"recover-check", recover_check}, {"recover", recover}, {"edit-check", edit_start}, {"edit", edit},
 };
 

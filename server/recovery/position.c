@@ -76,7 +76,7 @@ int position_own(struct daemon *daemon, struct arena *arena, Covey__Internal__V1
         out->last_index = raft.last_index;
         out->commit_index = raft.commit_index;
         out->heard_commit = raft.heard_commit;
-        out->leader_id = raft.leader_id != 0 ? raft.leader_id : attach_known_leader();
+        out->leader_id = raft.leader_id; /* what others say of it counts where they are asked */
         fill_servers(out, &raft, arena);
         raft_node_status_free(&raft);
     } else {

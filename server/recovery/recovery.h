@@ -66,7 +66,8 @@ void recovery_bind(void);
 
 /* ---- rescue.c ---- */
 int rescue_survey(struct daemon *daemon, struct arena *arena, Covey__Internal__V1__SurveyResponse **out, struct error *err);
-int rescue_run(struct daemon *daemon, bool accept_loss, struct arena *arena, Covey__Internal__V1__SurveyResponse **out, struct error *err);
+/* stopped: from offline.c; this member takes part with its folder. */
+int rescue_run(struct daemon *daemon, bool stopped, bool accept_loss, struct arena *arena, Covey__Internal__V1__SurveyResponse **out, struct error *err);
 int rescue_hold(struct daemon *daemon, const char *hold_id, int64_t hold_ms, struct error *err);
 int rescue_promote(struct daemon *daemon, const Covey__Internal__V1__PromoteRequest *request, struct error *err);
 
@@ -80,6 +81,8 @@ void survey_judge(Covey__Internal__V1__SurveyResponse *survey, struct arena *are
 
 /* ---- edit.c, backup.c: verbs of offline.c ---- */
 int edit_apply(struct daemon *daemon, const char *json, size_t len, bool *invalid, struct error *err);
+/* Refuses while another member knows a leader: a second cluster would come up beside it. */
+int recovery_check_alone(struct daemon *daemon, struct error *err);
 int backup_send(struct rpc_call *call, struct error *err);
 int backup_restore(struct daemon *daemon, const char *path, const char *member, const char *address, bool check_only, struct buf *about, struct error *err);
 

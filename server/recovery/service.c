@@ -15,6 +15,40 @@ static int position(struct rpc_call *call, const ProtobufCMessage *message, Prot
     return status;
 }
 
+static int hold(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    const Covey__Internal__V1__HoldRequest *request = (const Covey__Internal__V1__HoldRequest *)message;
+    int status = rescue_hold(the_daemon, request->hold_id, request->hold_ms, err);
+    return status == STATUS_OK ? position(call, message, response, err, ud) : status;
+}
+
+static int promote(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    int status = rescue_promote(the_daemon, (const Covey__Internal__V1__PromoteRequest *)message, err);
+    return status == STATUS_OK ? position(call, message, response, err, ud) : status;
+}
+
+static int survey(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    Covey__Internal__V1__SurveyResponse *out = NULL;
+    int status = rescue_survey(the_daemon, rpc_arena(call), &out, err);
+    *response = status == STATUS_OK ? &out->base : NULL;
+    return status;
+}
+
+static int rescue(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    Covey__Internal__V1__SurveyResponse *out = NULL;
+    int status = rescue_run(the_daemon, false, ((const Covey__Internal__V1__RescueRequest *)message)->accept_loss, rpc_arena(call), &out, err);
+    *response = status == STATUS_OK ? &out->base : NULL;
+    return status;
+}
+
+static int backup(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    return backup_send(call, err);
+}
+
 static int apply_patch(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     return patch_execute(the_daemon, (const Covey__Internal__V1__ApplyPatchRequest *)message, err);
@@ -73,7 +107,8 @@ static int remove_raft_node(struct rpc_call *call, const ProtobufCMessage *messa
 }
 
 static const struct rpc_binding bindings[] = {
-    {"Position", position}, {"ApplyPatch", apply_patch}, {"RemoveRaftNode", remove_raft_node},
+    {"Position", position}, {"Hold", hold}, {"Promote", promote}, {"Survey", survey}, {"Rescue", rescue},
+    {"ApplyPatch", apply_patch}, {"RemoveRaftNode", remove_raft_node}, {"Backup", backup}, {"BackupLocal", backup},
 };
 
 void recovery_bind(void)
