@@ -17,5 +17,6 @@ endif()
 
 covey_unit_test(storage/sql covey_storage_sql)
 covey_unit_test(storage/local covey_storage_sql)
+covey_unit_test(storage/backup covey_storage)
 covey_unit_test(storage/rowlog covey_storage_sql)
 covey_unit_test(storage/db covey_storage)

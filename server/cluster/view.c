@@ -256,6 +256,7 @@ void view_persist(struct daemon *daemon)
     free(bytes);
     struct raft_node_server servers[STALE_SERVERS_MAX];
     size_t view_len = packed.len, server_count = state_raft_servers(servers, STALE_SERVERS_MAX);
+    buf_add(&packed, daemon_clustered(daemon) ? "1" : "0", 1); /* the table is empty before */
     for (size_t i = 0; i < server_count; i++) { /* the table lists servers without a row, too */
         buf_add(&packed, &servers[i].id, sizeof servers[i].id);
     }

@@ -1,6 +1,7 @@
 """Makes the seeds of the fuzz targets: seeds.py OUT. Messages are written here in protobuf's text form and encoded by protoc."""
 import base64
 import io
+import hashlib
 import json
 import pathlib
 import re
@@ -212,3 +213,7 @@ for compression in ("", "gz", "xz"):
 put("archive", "name", "./rootfs//a/../b/")
 for name, data in gateway():
     put("gateway", name, data)
+for size in (100, 4096):
+    body = b"CVYBACKP" + struct.pack("<IIQQq", 1, 2, 7, 100, 1) + b"01234567-89ab-cdef-0123-456789abcdef".ljust(40, b"\0") + struct.pack("<Q", size)
+    body += b"SQLite format 3\0".ljust(size, b"\0")
+    put("backup", str(size), body + hashlib.sha256(body).digest())
