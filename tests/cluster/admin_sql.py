@@ -48,7 +48,7 @@ def sql_forms():
     assert sql(cluster[1], "global", ".sync").stdout == ""
     assert os.path.exists(f"{cluster[1].dir}/database/global/db.bin")
     assert sql(cluster[1], check=False).returncode == 0
-    for arguments, text in ((("local",), "Missing required arguments"), (("other", "SELECT 1"), "Invalid database type"), (("local", " "), "No query provided")):
+    for arguments, text in ((("local",), "Missing required arguments"), (("other", "SELECT 1"), "Invalid database type"), (("local", ""), "No query provided")):
         result = sql(cluster[1], *arguments, check=False)
         assert result.returncode == 1 and text in result.stderr, (arguments, result)
 
