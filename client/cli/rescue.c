@@ -1,5 +1,5 @@
 /* admin cluster rescue, backup, restore. */
-#include "cli.h"
+#include "recover.h"
 #include "covey/internal/v1/recovery.pb-c.h"
 #include <errno.h>
 #include <fcntl.h>
