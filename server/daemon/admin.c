@@ -228,6 +228,32 @@ static int run_statement_write(struct sql *sql, void *ud, struct buf *result, st
     return run_statement(sql, ud, err);
 }
 
+static void dump_value(sqlite3_stmt *rows, int column, int type, struct buf *text)
+{
+    if (type == SQLITE_NULL) {
+        buf_puts(text, "NULL");
+    } else if (type == SQLITE_BLOB) {
+        size_t len = (size_t)sqlite3_column_bytes(rows, column);
+        char *hex = xmalloc(2 * len + 1);
+        hex_encode(sqlite3_column_blob(rows, column), len, hex);
+        buf_printf(text, "X'%s'", len > 0 ? hex : "");
+        free(hex);
+    } else {
+        char *quoted = sqlite3_mprintf(type == SQLITE_TEXT ? "%Q" : "%s", sqlite3_column_text(rows, column));
+        buf_puts(text, quoted != NULL ? quoted : "NULL");
+        sqlite3_free(quoted);
+    }
+}
+
+static int dump_others(struct sql *sql, struct buf *text, struct error *err)
+{
+    struct sql_stmt *s = sql_query(sql, "SELECT sql FROM sqlite_master WHERE type <> 'table' AND sql IS NOT NULL ORDER BY rowid", "");
+    while (sql_next(s)) {
+        buf_printf(text, "%s;\n", sql_text(s, 0));
+    }
+    return sql_done(s, err);
+}
+
 static int dump_tables(struct sql *sql, void *ud, struct error *err)
 {
     struct sql_work *work = ud;
@@ -248,9 +274,8 @@ static int dump_tables(struct sql *sql, void *ud, struct error *err)
                 buf_printf(&text, "INSERT INTO %s VALUES(", sql_text(s, 0));
                 for (int i = 0; i < sqlite3_column_count(rows); i++) {
                     int type = sqlite3_column_type(rows, i);
-                    char *quoted = type == SQLITE_NULL ? NULL : sqlite3_mprintf(type == SQLITE_TEXT || type == SQLITE_BLOB ? "%Q" : "%s", sqlite3_column_text(rows, i));
-                    buf_printf(&text, "%s%s", i > 0 ? "," : "", quoted != NULL ? quoted : "NULL");
-                    sqlite3_free(quoted);
+                    buf_puts(&text, i > 0 ? "," : "");
+                    dump_value(rows, i, type, &text);
                 }
                 buf_puts(&text, ");\n");
             }
@@ -265,6 +290,7 @@ static int dump_tables(struct sql *sql, void *ud, struct error *err)
     if (status == STATUS_OK && failed.code != STATUS_OK) { /* a part of a dump is none */
         status = error_set(err, failed.code, "%s", failed.text);
     }
+    status = status == STATUS_OK ? dump_others(sql, &text, err) : status;
     buf_puts(&text, "COMMIT;\n");
     work->dump->text = arena_strdup(work->arena, text.data);
     buf_free(&text);
@@ -341,8 +367,123 @@ static int run_sql(struct rpc_call *call, const ProtobufCMessage *message, Proto
     return STATUS_OK;
 }
 
+/* ---- the REST face ---- */
+
+/* Runs a query as the local or global method does, wherever that is. */
+static int plain_sql(struct rpc_call *call, const char *database, const char *query, Covey__Internal__V1__SqlResponse **out, struct error *err)
+{
+    enum caller_class class = rpc_caller(call)->class;
+    bool global = str_eq(database, "global");
+    if (class != CALLER_LOCAL_ADMIN && class != CALLER_MEMBER) {
+        return error_set(err, STATUS_PERMISSION_DENIED, "not authorized");
+    }
+    if (!global && !str_eq(database, "local")) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid database");
+    }
+    struct rpc_channel *channel = member_channel(the_daemon, daemon_id(the_daemon), err);
+    if (channel == NULL) {
+        return err->code;
+    }
+    Covey__Internal__V1__SqlRequest request = COVEY__INTERNAL__V1__SQL_REQUEST__INIT;
+    ProtobufCMessage *response = NULL;
+    struct rpc_options options = {.on_behalf_of = call, .request_id = rpc_request_id(call)};
+    request.query = (char *)query;
+    int status = rpc_unary(channel, "covey.internal.v1.Admin", global ? "SqlGlobal" : "SqlLocal", &request.base, &response, rpc_arena(call), &options, err);
+    rpc_channel_unref(channel);
+    *out = (Covey__Internal__V1__SqlResponse *)response;
+    return status;
+}
+
+static int get_sql(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    const Covey__Internal__V1__GetSqlRequest *request = (const Covey__Internal__V1__GetSqlRequest *)message;
+    Covey__Internal__V1__SqlResponse *answer = NULL;
+    int status = plain_sql(call, request->database, request->schema != 0 ? ".schema" : ".dump", &answer, err);
+    if (status == STATUS_OK) {
+        Covey__Internal__V1__GetSqlResponse *out = arena_alloc(rpc_arena(call), sizeof *out);
+        covey__internal__v1__get_sql_response__init(out);
+        out->text = answer->text;
+        *response = &out->base;
+    }
+    return status;
+}
+
+static Google__Protobuf__Value *plain_value(struct arena *arena, const Covey__Internal__V1__SqlValue *from)
+{
+    Google__Protobuf__Value *value = arena_alloc(arena, sizeof *value);
+    google__protobuf__value__init(value);
+    switch (from->kind_case) {
+    case COVEY__INTERNAL__V1__SQL_VALUE__KIND_INTEGER:
+    case COVEY__INTERNAL__V1__SQL_VALUE__KIND_REAL:
+        value->kind_case = GOOGLE__PROTOBUF__VALUE__KIND_NUMBER_VALUE;
+        value->number_value = from->kind_case == COVEY__INTERNAL__V1__SQL_VALUE__KIND_REAL ? from->real : (double)from->integer;
+        break;
+    case COVEY__INTERNAL__V1__SQL_VALUE__KIND_TEXT:
+        value->kind_case = GOOGLE__PROTOBUF__VALUE__KIND_STRING_VALUE;
+        value->string_value = from->text;
+        break;
+    case COVEY__INTERNAL__V1__SQL_VALUE__KIND_BLOB: {
+        char *text = base64_encode(from->blob.data, from->blob.len);
+        value->kind_case = GOOGLE__PROTOBUF__VALUE__KIND_STRING_VALUE;
+        value->string_value = arena_strdup(arena, text);
+        free(text);
+        break;
+    }
+    default:
+        value->kind_case = GOOGLE__PROTOBUF__VALUE__KIND_NULL_VALUE;
+    }
+    return value;
+}
+
+static Covey__Internal__V1__PlainResult *plain_result(struct arena *arena, const Covey__Internal__V1__SqlResult *from)
+{
+    Covey__Internal__V1__PlainResult *out = arena_alloc(arena, sizeof *out);
+    covey__internal__v1__plain_result__init(out);
+    out->type = from->type;
+    out->rows_affected = from->rows_affected;
+    if (strcmp(from->type, "select") != 0) {
+        return out;
+    }
+    out->columns = arena_alloc(arena, sizeof *out->columns);
+    covey__internal__v1__plain_columns__init(out->columns);
+    out->columns->names = from->columns;
+    out->columns->n_names = from->n_columns;
+    out->rows = arena_alloc(arena, sizeof *out->rows);
+    covey__internal__v1__plain_rows__init(out->rows);
+    out->rows->rows = arena_alloc(arena, (from->n_rows + 1) * sizeof *out->rows->rows);
+    for (size_t i = 0; i < from->n_rows; i++) {
+        Google__Protobuf__ListValue *row = arena_alloc(arena, sizeof *row);
+        google__protobuf__list_value__init(row);
+        row->values = arena_alloc(arena, (from->rows[i]->n_values + 1) * sizeof *row->values);
+        for (size_t k = 0; k < from->rows[i]->n_values; k++) {
+            row->values[row->n_values++] = plain_value(arena, from->rows[i]->values[k]);
+        }
+        out->rows->rows[out->rows->n_rows++] = row;
+    }
+    return out;
+}
+
+static int post_sql(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
+{
+    const Covey__Internal__V1__PostSqlRequest *request = (const Covey__Internal__V1__PostSqlRequest *)message;
+    Covey__Internal__V1__SqlResponse *answer = NULL;
+    struct arena *arena = rpc_arena(call);
+    bool dot = request->query[strspn(request->query, " \t\r\n;")] == '.' && strstr(request->query, ".sync") == NULL;
+    int status = dot ? error_set(err, STATUS_INVALID_ARGUMENT, "No query provided") : plain_sql(call, request->database, request->query, &answer, err);
+    if (status == STATUS_OK) {
+        Covey__Internal__V1__PostSqlResponse *out = arena_alloc(arena, sizeof *out);
+        covey__internal__v1__post_sql_response__init(out);
+        out->results = arena_alloc(arena, (answer->n_results + 1) * sizeof *out->results);
+        for (size_t i = 0; i < answer->n_results; i++) {
+            out->results[out->n_results++] = plain_result(arena, answer->results[i]);
+        }
+        *response = &out->base;
+    }
+    return status;
+}
+
 static const struct rpc_binding bindings[] = {
-    {"Ready", ready}, {"Shutdown", shutdown_daemon}, {"SqlLocal", run_sql}, {"SqlGlobal", run_sql}, {"Status", get_status},
+    {"Ready", ready}, {"Shutdown", shutdown_daemon}, {"SqlLocal", run_sql}, {"SqlGlobal", run_sql}, {"GetSql", get_sql}, {"PostSql", post_sql}, {"Status", get_status},
 };
 
 void admin_bind(void)

@@ -45,6 +45,14 @@ def sql_forms():
         assert "CREATE TABLE" in schema
         if name == "global":
             assert "node1" in dump and "node1" not in schema
+    # The REST behind it, over the local socket.
+    posted = cluster[1].rest.post("/internal/sql", {"database": "global", "query": "SELECT name, NULL AS x FROM nodes ORDER BY id; UPDATE profiles SET description = '' WHERE name = 'default'"})
+    assert posted["metadata"] if "metadata" in posted else posted, posted
+    results = posted.get("Results") or posted["metadata"]["Results"]
+    assert results[0]["type"] == "select" and results[0]["columns"] == ["name", "x"] and results[0]["rows"] == [["node1", None], ["node2", None]], results
+    assert results[1]["type"] == "exec" and results[1]["rows_affected"] == 1 and results[1]["rows"] is None and results[1]["columns"] is None, results
+    text = cluster[1].rest.get("/internal/sql?database=local&schema=1")["text"]
+    assert "CREATE TABLE" in text and "INSERT" not in text
     assert sql(cluster[1], "global", ".sync").stdout == ""
     assert os.path.exists(f"{cluster[1].dir}/database/global/db.bin")
     assert sql(cluster[1], check=False).returncode == 0
