@@ -419,7 +419,12 @@ static void administration(void **state)
     expect(run_input("SELECT 1", "$COMPAT/lxd sql local - | head -2"), 0, "+----+------+---------+------+\n| id | name | address | role |\n", "");
     expect(run_input(NULL, "$C admin sql local ' ; '"), 1, "", "Error: No query provided\n");
     expect_in(run_input(NULL, "$COMPAT/lxd sql remote x"), 1, "", "Error: Invalid database type\n");
-    expect_in(run_input(NULL, "$C admin cluster edit"), 1, "", "Error: not implemented");
+    for (int i = 0; i < 3; i++) { /* somebody listens: no daemon is asked, nothing waits */
+        static const char *const commands[] = {"$C admin cluster edit", "$COMPAT/lxd cluster recover-from-quorum-loss -q", "$C admin cluster restore -q /etc/hostname"};
+        expect(run_input("members: []\n", commands[i]), 1, "", "Error: The LXD daemon is running, please stop it first.\n");
+    }
+    expect_in(run_input("no\n", "$COMPAT/lxd cluster remove-raft-node 10.0.0.1"), 1, "(yes/no): ", "Error: Remove raft node operation aborted\n");
+    expect_in(run_input(NULL, "$COMPAT/lxd cluster remove-raft-node"), 1, "", "Error: Missing required arguments\n");
     /* stopped: straight from the file */
     expect(run_input(NULL, "mkdir -p $T/stopped/database && python3 -c \"import sqlite3,os; d=sqlite3.connect(os.environ['T']+'/stopped/database/local.db'); "
                            "d.execute('create table raft_nodes(id integer primary key, address text, role integer, name text)'); "
