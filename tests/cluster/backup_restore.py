@@ -2,8 +2,10 @@
 import hashlib
 import os
 import stat
+import subprocess
+import time
 
-from harness import Cluster, Member, main, needs_covey, test, wait_until
+from harness import Cluster, Member, main, needs_covey, program, test, wait_until
 
 FAST = {"cluster.offline_threshold": "11"}
 
@@ -114,6 +116,38 @@ def bad_files_change_nothing():
     assert result.returncode == 1 and "/nonexistent" in result.stderr, result
     cluster[1].start()
     assert "kept" in names(cluster[1])
+
+
+@test(180)
+def restore_killed_half_way():
+    """The program that restores is killed at many moments: the next start has either all of the former state or all of the backup's."""
+    needs_covey("backup")
+    cluster = Cluster(1, config=FAST)
+    member = cluster[1]
+    file = os.path.join(member.dir, "cluster.backup")
+    member.rest.post("/1.0/profiles", {"name": "kept"})
+    member.admin("cluster", "backup", file)
+    member.rest.post("/1.0/profiles", {"name": "later"})
+    member.stop()
+    delay, restored = 0.05, False
+    while not restored:
+        assert delay < 30, "the restore never ended"
+        command = subprocess.Popen([program("coveyd"), "offline", "--dir", member.dir, "restore", file], env=member.environment(),
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        restored = command.poll() is not None
+        command.kill()
+        command.wait()
+        member.start()
+        seen = names(member)
+        assert "kept" in seen, seen
+        if "later" not in seen:
+            break
+        member.stop()
+        delay *= 1.3
+    member.restart()
+    assert "kept" in names(member) and "later" not in names(member)
+    assert not os.path.exists(f"{member.dir}/database/global.restored")
 
 
 @test(120)
