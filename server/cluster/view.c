@@ -176,7 +176,7 @@ void view_rebase(struct daemon *daemon)
     const struct view *view = view_get();
     Covey__Internal__V1__View old = *view->message;
     old.term = old.revision = old.leader_id = 0;
-    struct view_full *made = view_make(&old);
+    struct view_full *made = view_make(&old, NULL);
     view_unref(view);
     pthread_mutex_lock(&views.lock);
     struct view_full *before = views.current;
