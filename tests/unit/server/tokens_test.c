@@ -21,9 +21,7 @@ static int open_database(void **state)
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     close(fd);
-    char *file = xasprintf("%.*s/storage/schema/001_base.sql", (int)(strstr(__FILE__, "/tests/unit/") - __FILE__), __FILE__);
-    assert_int_equal(file_read(file, 1 << 20, &schema, &err), STATUS_OK);
-    free(file);
+    assert_int_equal(file_read(COVEY_SOURCE "/storage/schema/001_base.sql", 1 << 20, &schema, &err), STATUS_OK);
     assert_int_equal(sql_open(path, SQL_CREATE | SQL_SYNC_OFF, &sql, &err), STATUS_OK);
     assert_int_equal(sql_script(sql, schema.data, &err), STATUS_OK);
     buf_free(&schema);
