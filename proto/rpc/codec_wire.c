@@ -172,6 +172,12 @@ static void map_dedup(const struct message_info *entry, ProtobufCMessage **entri
     *count = kept;
 }
 
+/* An absent list differs from an empty one (null and [] in JSON); an object, such as a device without options, does not. */
+static bool may_be_absent(const struct message_info *info)
+{
+    return info->json_list && !info->fields[0].is_map;
+}
+
 static void settle_map(const struct field_info *info, ProtobufCMessage *message, struct arena *arena)
 {
     const struct message_info *entry = info->message;
@@ -180,12 +186,13 @@ static void settle_map(const struct field_info *info, ProtobufCMessage *message,
     size_t *count = field_count(message, info->field);
     if (*count > 1)
         map_dedup(entry, entries, count, arena);
+    const struct message_info *inner = entry->fields[1].message;
     for (size_t i = 0; i < *count && value->type == PROTOBUF_C_TYPE_MESSAGE; i++) {
         ProtobufCMessage **at = field_at(entries[i], value);
-        if (!*at && !entry->fields[1].message->json_list) /* an empty entry means an empty value, which protobuf-c leaves out; a list may also be absent */
+        if (!*at && !may_be_absent(inner)) /* an empty entry means an empty value, which protobuf-c leaves out */
             *at = codec__new(value->descriptor, arena);
-        if (*at && entry->fields[1].message->has_maps)
-            settle(entry->fields[1].message, *at, arena);
+        if (*at && inner->has_maps)
+            settle(inner, *at, arena);
     }
 }
 

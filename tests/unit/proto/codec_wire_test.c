@@ -140,6 +140,15 @@ static void test_empty_entries(void **state)
     codec_to_json(&profile->base, &out);
     assert_non_null(strstr(out.data, "\"devices\":{\"\":{},\"x\":{}}"));
     buf_free(&out);
+
+    /* resources = {"x": null}: a list keeps the difference between absent and empty */
+    Covey__V1__Operation *operation = (void *)unpack(&covey__v1__operation__descriptor, "\x42\x03\x0a\x01x", 5);
+    assert_non_null(operation);
+    assert_int_equal(operation->n_resources, 1);
+    assert_null(operation->resources[0]->value);
+    codec_to_json(&operation->base, &out);
+    assert_non_null(strstr(out.data, "\"resources\":{\"x\":null}"));
+    buf_free(&out);
 }
 
 static void test_limits(void **state)
