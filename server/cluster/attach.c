@@ -518,6 +518,15 @@ bool attach_told(uint64_t member)
     return told;
 }
 
+bool attach_heard(uint64_t member)
+{
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    bool heard = peer != NULL && peer->sequence > 0;
+    pthread_mutex_unlock(&attach.lock);
+    return heard;
+}
+
 bool attach_member_stopping(uint64_t member)
 {
     pthread_mutex_lock(&attach.lock);

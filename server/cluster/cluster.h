@@ -64,6 +64,7 @@ struct attach_halted {
 };
 size_t attach_take_halted(struct attach_halted *out); /* room for ATTACH_HALTED_MAX */
 bool attach_member_stopping(uint64_t member);
+bool attach_heard(uint64_t member); /* it reported to this leadership: more than the grace that every member has at first */
 struct level_claim;
 bool attach_claim(uint64_t member, struct level_claim *out); /* what an attached member announces (leader) */
 bool attach_told(uint64_t member); /* it has reported to this leadership */

@@ -171,7 +171,7 @@ static int reconcile_servers(struct daemon *daemon, const struct domain_rows *ro
     int status = STATUS_OK;
     for (size_t i = 0; i < rows->count && status == STATUS_OK; i++) {
         uint64_t id = rows->rows[i].id;
-        if (rows->rows[i].state != 1 && state_raft_role(id) < 0 && member_online(daemon, id)) {
+        if (rows->rows[i].state != 1 && state_raft_role(id) < 0 && member_online(daemon, id) && attach_heard(id)) { /* after a recovery the others may be dead */
             log_info("roles.add", "member=%" PRIu64, id);
             status = state_with_raft(daemon, add_spare, &id, err);
         }

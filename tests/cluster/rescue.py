@@ -112,6 +112,8 @@ def rescue_killed_half_way():
     """The command, and the member that is promoted, are killed at many moments; running it again always ends in one cluster with everything."""
     cluster = five_voters()
     ahead, behind, acknowledged = lose_three(cluster)
+    # Once seen, the better copy is not given up while its member is down for a moment.
+    assert f"{ahead.name} becomes the only database member" in rescue(behind, stdin="no\n", check=False).stdout
     for delay in (0.05, 0.15, 0.3, 0.5, 0.8):
         command = subprocess.Popen([program("covey"), "admin", "cluster", "rescue", "-q"], env=behind.environment(), stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
