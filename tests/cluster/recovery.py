@@ -40,6 +40,7 @@ def recover_from_quorum_loss():
     cluster[1].rest.post("/1.0/profiles", {"name": "before"})
     result = cluster[1].admin("cluster", "recover-from-quorum-loss", "-q", check=False)
     assert result.returncode == 1 and "The LXD daemon is running, please stop it first." in result.stderr, result
+    wait_until(lambda: cluster[1].admin("cluster", "list-database").stdout.count(":8443") == 3, 30, "three voters")
     for member in cluster:
         member.kill()
     if not peer_is_lxd():
