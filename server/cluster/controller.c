@@ -163,6 +163,30 @@ static bool long_unknown(uint64_t id)
     return false;
 }
 
+static bool has_row(const struct domain_rows *rows, uint64_t id)
+{
+    for (size_t i = 0; i < rows->count; i++) {
+        if (rows->rows[i].id == id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether an entry without a member has a vote still. It counts for every majority and may be dead for ever, and the plan does not know it: no live member may
+ * give up its vote meanwhile. */
+static bool stale_vote(const struct domain_rows *rows)
+{
+    struct raft_node_server servers[PLANNED_MEMBERS_MAX];
+    size_t count = state_raft_servers(servers, sizeof servers / sizeof *servers);
+    for (size_t i = 0; i < count; i++) {
+        if (servers[i].role == RAFT_NODE_VOTER && !has_row(rows, servers[i].id)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Members without a Raft entry become spares, entries without a member go (spec/cluster.md 5.6). */
 static int reconcile_servers(struct daemon *daemon, const struct domain_rows *rows, struct error *err)
 {
@@ -177,11 +201,7 @@ static int reconcile_servers(struct daemon *daemon, const struct domain_rows *ro
         }
     }
     for (size_t i = 0; i < count && status == STATUS_OK; i++) {
-        bool known = false;
-        for (size_t j = 0; j < rows->count; j++) {
-            known = known || rows->rows[j].id == servers[i].id;
-        }
-        if (!known && servers[i].id != daemon_id(daemon) && long_unknown(servers[i].id)) {
+        if (!has_row(rows, servers[i].id) && servers[i].id != daemon_id(daemon) && long_unknown(servers[i].id)) {
             log_info("roles.remove", "member=%" PRIu64, servers[i].id);
             status = state_with_raft(daemon, remove_server, &servers[i].id, err);
         }
@@ -232,7 +252,8 @@ int controller_rebalance(struct daemon *daemon, struct error *err)
     }
     for (unsigned i = 0; i < ROLE_CHANGES_MAX && status == STATUS_OK && daemon_leads(daemon); i++) {
         struct role_change change = next_change(daemon, rows);
-        if (change.id == 0) {
+        bool takes_vote = change.role != ROLE_VOTER && state_raft_role(change.id) == ROLE_VOTER && member_online(daemon, change.id);
+        if (change.id == 0 || (takes_vote && stale_vote(rows))) {
             break;
         }
         log_info("roles.assign", "member=%" PRIu64 " role=%s", change.id,
