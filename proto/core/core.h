@@ -6,7 +6,9 @@
 
 #include "error.h"
 #include <protobuf-c/protobuf-c.h>
+#include <pthread.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -97,6 +99,22 @@ void random_hex(char *out, size_t bytes);                   /* out has 2*bytes+1
 void uuid_new(char out[37]);                                /* version 4 */
 bool uuid_valid(const char *text);
 void sha256_hex(const void *data, size_t len, char out[65]);
+
+/* ---- threads that end by themselves ---- */
+/* A started thread that ends joins the one that ended before it, so one of a group at most waits to be joined. Unlike a detached thread it has ended whole, with
+ * what libraries keep for it, once thread_group_join() has returned true: the program may end. Zero-initialize with THREAD_GROUP_INIT. Thread: any. */
+struct thread_group {
+    pthread_mutex_t lock; /* protects the rest */
+    pthread_cond_t ended;
+    pthread_t last; /* ended and not joined yet, when any_ended */
+    unsigned running;
+    bool any_ended;
+};
+#define THREAD_GROUP_INIT {.lock = PTHREAD_MUTEX_INITIALIZER, .ended = PTHREAD_COND_INITIALIZER}
+/* name: at most 15 bytes; stack_bytes: 0 for the default. 0, or the error number: no thread was started then. */
+int thread_group_start(struct thread_group *group, const char *name, size_t stack_bytes, void *(*run)(void *ud), void *ud);
+/* Waits for all of the group, at most timeout_ms (-1: without limit); false when some still run. Nobody may start any meanwhile. */
+bool thread_group_join(struct thread_group *group, int64_t timeout_ms);
 
 /* ---- files ---- */
 int file_read(const char *path, size_t max, struct buf *out, struct error *err);

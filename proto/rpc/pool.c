@@ -24,6 +24,7 @@ struct worker { /* an idle thread, on its own stack */
 struct pool {
     const char *name;
     unsigned threads_max, queue_max;
+    struct thread_group group;
     pthread_mutex_t lock; /* protects the rest */
     pthread_cond_t ended;
     struct task *head, **tail;
@@ -110,17 +111,7 @@ static void *worker_main(void *arg)
 
 static bool thread_start(struct pool *pool)
 {
-    pthread_attr_t attr;
-    pthread_t thread;
-
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    bool ok = pthread_create(&thread, &attr, worker_main, pool) == 0;
-    pthread_attr_destroy(&attr);
-    if (ok)
-        pthread_setname_np(thread, pool->name);
-    return ok;
+    return thread_group_start(&pool->group, pool->name, STACK_BYTES, worker_main, pool) == 0;
 }
 
 struct pool *pool__create(const char *name, unsigned threads_max, unsigned queue_max)
@@ -130,6 +121,7 @@ struct pool *pool__create(const char *name, unsigned threads_max, unsigned queue
     pool->threads_max = threads_max;
     pool->queue_max = queue_max;
     pool->tail = &pool->head;
+    pool->group = (struct thread_group)THREAD_GROUP_INIT;
     pthread_mutex_init(&pool->lock, NULL);
     rpc__cond_init(&pool->ended);
     return pool;
@@ -149,6 +141,7 @@ void pool__destroy(struct pool *pool)
     }
     covey_assert(pool->head == NULL);
     pthread_mutex_unlock(&pool->lock);
+    thread_group_join(&pool->group, -1); /* they have left the loop */
     pthread_mutex_destroy(&pool->lock);
     pthread_cond_destroy(&pool->ended);
     free(pool);

@@ -306,10 +306,7 @@ static void check_images(struct daemon *daemon)
     members = now_members;
     copies = now_copies;
     due_ms = now + (int64_t)IMAGES_SYNC_INTERVAL_S * 1000;
-    pthread_t thread;
-    if (pthread_create(&thread, NULL, synchronize_main, daemon) == 0) {
-        pthread_detach(thread);
-    } else {
+    if (background_start("image copies", synchronize_main, daemon) != 0) {
         atomic_store(&synchronizing, false);
     }
 }

@@ -650,7 +650,9 @@ static void resume_switching(struct daemon *daemon, json_t *object)
     log_info("join.resume", "member=%s", join.name);
     while (worth_repeating(finish(daemon, &join, &err))) {
         log_warn("join.resume", "error=\"%s\"", err.text);
-        sleep(1);
+        if (!background_pause(1000)) { /* the next start goes on */
+            break;
+        }
     }
     join_clear(&join);
 }
@@ -658,7 +660,7 @@ static void resume_switching(struct daemon *daemon, json_t *object)
 /* Tells the cluster, between other joins of this server, until it knows or has forgotten the join by itself. */
 static void resume_abandoning(struct daemon *daemon)
 {
-    enum { PAUSE_S = 5 };
+    enum { PAUSE_MS = 5000 };
     int64_t end = time_mono_ms() + (int64_t)PENDING_MEMBER_KEEP_S * 1000;
     for (;;) {
         json_t *object = load_object(daemon);
@@ -674,7 +676,9 @@ static void resume_abandoning(struct daemon *daemon)
         }
         forming_end(); /* others need not wait for this */
         do {
-            sleep(PAUSE_S);
+            if (!background_pause(PAUSE_MS)) {
+                return; /* the next start goes on */
+            }
         } while (forming_begin(NULL) != STATUS_OK);
     }
 }
@@ -715,8 +719,7 @@ int join_resume(struct daemon *daemon, struct error *err)
     }
     struct resume *resume = xcalloc(1, sizeof *resume);
     *resume = (struct resume){daemon, forming_begin(NULL) == STATUS_OK};
-    pthread_t thread;
-    if (pthread_create(&thread, NULL, resume_main, resume) != 0 || pthread_detach(thread) != 0) {
+    if (background_start("join", resume_main, resume) != 0) {
         if (resume->begun) {
             forming_end();
         }

@@ -550,10 +550,7 @@ void removal_round(struct daemon *daemon)
     if (atomic_load(&rounds.due_ms) == 0) {
         rounds.backoff_ms = FAREWELL_PAUSE_MS;
     }
-    pthread_t thread;
-    if (pthread_create(&thread, NULL, round_main, daemon) == 0) {
-        pthread_detach(thread);
-    } else {
+    if (background_start("farewells", round_main, daemon) != 0) {
         atomic_store(&rounds.running, false);
     }
 }

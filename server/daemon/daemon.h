@@ -35,6 +35,15 @@ struct daemon {
 
 extern struct daemon *the_daemon; /* for RPC handlers; set once in main */
 
+/* ---- threads beside requests (server/daemon/background.c) ---- */
+
+/* A thread that ends by itself; the stop waits for it, bounded. name: at most 15 bytes. 0, or the error number (logged): no thread was started then. */
+int background_start(const char *name, void *(*run)(void *ud), void *ud);
+/* Sleeps. False at once when the daemon stops: the caller is to end. */
+bool background_pause(int64_t ms);
+void background_end(void);  /* pauses end from now on */
+void background_join(void); /* after background_end(): waits for the threads */
+
 /* ---- identity and database (server/daemon/state.c) ---- */
 
 /* The id of this member: 1 on a standalone server. Changes once, at a join. */

@@ -249,6 +249,7 @@ static void stop(struct daemon *daemon, int signal)
     if (how.wait) {
         stop_wait(daemon);
     }
+    background_end();
     if (how.instances) {
         instances_stop_all(daemon);
     }
@@ -264,6 +265,7 @@ static void stop(struct daemon *daemon, int signal)
     networks_sync_stop();
     state_close_database(daemon);
     members_forget_channels();
+    background_join();
     host_stop(daemon->host);
     local_db_close(daemon->local);
     rpc_shutdown();

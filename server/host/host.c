@@ -127,13 +127,7 @@ int host__thread(struct host *host, void (*run)(struct host *host, void *arg), v
         return error_set(err, STATUS_RESOURCE_EXHAUSTED, "Too many sessions on this member (%d)", THREADS_MAX);
     struct start *start = xmalloc(sizeof(*start));
     *start = (struct start){host, run, arg};
-    pthread_attr_t attr;
-    pthread_t thread;
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, THREAD_STACK_BYTES);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    int rc = pthread_create(&thread, &attr, thread_main, start);
-    pthread_attr_destroy(&attr);
+    int rc = thread_group_start(&host->group, "host", THREAD_STACK_BYTES, thread_main, start);
     if (!rc)
         return STATUS_OK;
     free(start);
@@ -342,6 +336,7 @@ void host_stop(struct host *host)
     while (host->threads) /* each is bounded by the limits of its work */
         host__wait(host, HOST_WAIT_SLICE_MS);
     pthread_mutex_unlock(&host->lock);
+    thread_group_join(&host->group, -1);
     exec__tick(host); /* forgets what ended just now */
     service__end_watches(host);
     host_free(host);

@@ -82,6 +82,7 @@ struct host {
     struct exec_session *sessions;
     struct exec_attempt *attempts; /* Connect calls that have not told their secret */
     unsigned uploads, threads;
+    struct thread_group group; /* of `threads`; has a lock of its own */
     bool stopping;
     int epoll_fd, wake_fd;
     pthread_t watcher;

@@ -21,12 +21,6 @@ enum {
     SWEEP_MAX = 256,             /* instances in one round */
 };
 
-static void pause_ms(int64_t ms)
-{
-    struct timespec pause = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
-    nanosleep(&pause, NULL);
-}
-
 /* ---- autostart ---- */
 
 static const char *config_of(const Covey__V1__Instance *instance, const char *key)
@@ -165,31 +159,22 @@ static void *autostart_main(void *ud)
             log_error("instances.autostart", "error=\"given up: no answer of a leader\"");
             break;
         }
-        pause_ms(AUTOSTART_RETRY_MS);
+        if (!background_pause(AUTOSTART_RETRY_MS)) {
+            break;
+        }
     }
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count && background_pause(0); i++) {
         autostart_one(daemon, list[i]);
         int64_t delay = number_of(list[i], "boot.autostart.delay");
-        pause_ms((delay < AUTOSTART_DELAY_MAX_S ? delay : AUTOSTART_DELAY_MAX_S) * 1000);
+        background_pause((delay < AUTOSTART_DELAY_MAX_S ? delay : AUTOSTART_DELAY_MAX_S) * 1000);
     }
     arena_clear(&arena);
     return NULL;
 }
 
-static void detached(void *(*fn)(void *ud), void *ud, const char *name)
-{
-    pthread_t thread;
-    int rc = pthread_create(&thread, NULL, fn, ud);
-    if (rc != 0) {
-        log_error(name, "error=\"no thread: %s\"", strerror(rc));
-        return;
-    }
-    pthread_detach(thread);
-}
-
 void instances_autostart(struct daemon *daemon)
 {
-    detached(autostart_main, daemon, "instances.autostart");
+    background_start("autostart", autostart_main, daemon);
     instances_sweep_start(daemon);
 }
 
@@ -414,10 +399,9 @@ static void *sweep_main(void *ud)
     struct sweep *sweep = xcalloc(1, sizeof *sweep);
     int64_t *stopped = xcalloc(SWEEP_MAX, sizeof *stopped);
     struct attach_halted *halted = xcalloc(ATTACH_HALTED_MAX, sizeof *halted);
-    for (;;) {
+    while (background_pause(INSTANCE_SWEEP_MS)) {
         struct error err = ERROR_INIT;
         size_t count = 0;
-        pause_ms(INSTANCE_SWEEP_MS);
         if (!daemon_leads(daemon) || daemon_read(daemon, DB_LINEARIZABLE, look, sweep, NULL, &err) != STATUS_OK) {
             sweep->last_count = 0;
             continue;
@@ -432,10 +416,13 @@ static void *sweep_main(void *ud)
         memcpy(sweep->last, stopped, count * sizeof *stopped);
         sweep->last_count = count;
     }
+    free(halted);
+    free(stopped);
+    free(sweep);
     return NULL;
 }
 
 void instances_sweep_start(struct daemon *daemon)
 {
-    detached(sweep_main, daemon, "instances.sweep");
+    background_start("sweep", sweep_main, daemon);
 }

@@ -312,14 +312,12 @@ static void *sync_main(void *ud)
 
 void networks_sync(struct daemon *daemon)
 {
-    pthread_t thread;
     pthread_mutex_lock(&syncing.lock);
     syncing.again = true;
     bool start = !syncing.running && !syncing.stopping;
     syncing.running = syncing.running || start;
-    if (start && (pthread_create(&thread, NULL, sync_main, daemon) != 0 || pthread_detach(thread) != 0)) {
+    if (start && background_start("network sync", sync_main, daemon) != 0) {
         syncing.running = false;
-        log_warn("network.sync", "error=\"cannot start a thread\"");
     }
     pthread_mutex_unlock(&syncing.lock);
 }
