@@ -21,12 +21,13 @@ sys.path.insert(0, os.path.join(HERE, "cluster"))
 import leftovers  # noqa: E402
 
 UNIT_SECONDS = 180
+OUTPUT_HEAD_LINES = 40
 OUTPUT_TAIL_LINES = 80
 SLOWER = {"asan": 4, "tsan": 8}  # time limits of instrumented builds, as a factor
 
 
 def unit_tests(build):
-    """(name, seconds, command) of what ctest knows."""
+    """(name, seconds, command, folder, alone) of what ctest knows."""
     import json
     listing = subprocess.run(["ctest", "--test-dir", build, "--show-only=json-v1"], capture_output=True, text=True, check=False)
     if listing.returncode:
@@ -36,7 +37,7 @@ def unit_tests(build):
         folder = next((item["value"] for item in one.get("properties", []) if item["name"] == "WORKING_DIRECTORY"), build)
         seconds = next((item["value"] for item in one.get("properties", []) if item["name"] == "TIMEOUT"), UNIT_SECONDS)
         command = one.get("command")  # absent: the program was not built, which the run then reports
-        tests.append((f"unit/{one['name']}", seconds, command or ["/nonexistent/not-built"], folder))
+        tests.append((f"unit/{one['name']}", seconds, command or ["/nonexistent/not-built"], folder, False))
     return tests
 
 
@@ -48,11 +49,11 @@ def scenario_tests(folder):
         listing = subprocess.run([sys.executable, path, "--list"], capture_output=True, text=True, check=False,
                                  env=environment(), timeout=60)
         if listing.returncode:
-            tests.append((f"{folder}/{os.path.basename(path)[:-3]}", 10, [sys.executable, path, "--list"], HERE))
+            tests.append((f"{folder}/{os.path.basename(path)[:-3]}", 10, [sys.executable, path, "--list"], HERE, False))
             continue
         for line in listing.stdout.splitlines():
-            name, seconds = line.split()
-            tests.append((f"{folder}/{name}", float(seconds), [sys.executable, path, name], HERE))
+            name, seconds, *alone = line.split()
+            tests.append((f"{folder}/{name}", float(seconds), [sys.executable, path, name], HERE, bool(alone)))
     return tests
 
 
@@ -114,6 +115,14 @@ def default_jobs(build):
     return 1 if os.path.basename(build) in SLOWER else min(2, os.cpu_count() or 1)
 
 
+def run_all(tests, factor, jobs):
+    """Yields (test, result of run) as they end."""
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        started = {pool.submit(run, name, seconds * factor, command, folder): (name, seconds, command, folder) for name, seconds, command, folder in tests}
+        for one in concurrent.futures.as_completed(started):
+            yield started[one], one.result()
+
+
 def main():
     build, prefixes = sys.argv[1], sys.argv[2:] or [""]
     factor = SLOWER.get(os.path.basename(build), 1)
@@ -128,11 +137,9 @@ def main():
     jobs = int(os.environ.get("COVEY_TEST_JOBS") or default_jobs(build))
     signal.signal(signal.SIGTERM, interrupted)
     signal.signal(signal.SIGINT, interrupted)
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        started = {pool.submit(run, name, seconds * factor, command, folder): (name, seconds) for name, seconds, command, folder in tests}
-        for one in concurrent.futures.as_completed(started):
-            name, seconds = started[one]
-            code, text, spent, left = one.result()
+    for alone in (False, True):
+        some = [one[:4] for one in tests if one[4] == alone]
+        for (name, seconds, _, _), (code, text, spent, left) in run_all(some, factor, 1 if alone else jobs):
             if code == 0 and left:
                 code, text = 1, text + f"left behind: {', '.join(left)}\n"
             if code == 0:
@@ -146,7 +153,10 @@ def main():
                 continue
             failed.append(name)
             print(f"FAIL {name} {spent:.1f}" + ("" if code is not None else f" (time limit of {seconds * factor:.0f} s)"))
-            for line in text.splitlines()[-OUTPUT_TAIL_LINES:]:
+            lines = text.splitlines()
+            if len(lines) > OUTPUT_HEAD_LINES + OUTPUT_TAIL_LINES:
+                lines = lines[:OUTPUT_HEAD_LINES] + ["…"] + lines[-OUTPUT_TAIL_LINES:]
+            for line in lines:
                 print(f"  | {line}")
             sys.stdout.flush()
     if failed:

@@ -34,7 +34,7 @@ def set_core(member, value):
     assert config(member).get(CORE, "") == value, config(member)
 
 
-@test(120)
+@test(120, alone=True)
 def cluster_port_differs_from_api_port():
     """§18.42: members on port 8444, clients on 8443; the core address moves to another port, to the wildcard of the cluster's port, back, and away;
     members stay connected all the time. The cluster address is frozen."""
@@ -135,7 +135,7 @@ def enable(member, name):
     return member.rest.put("/1.0/cluster", {"server_name": name, "enabled": True})
 
 
-@test(120)
+@test(120, alone=True)
 def enable_by_addresses():
     """§18.2 to §18.8: which addresses a standalone server may be clustered with, and what its member then shows."""
     cluster = NetworkCluster(0, formed=False)

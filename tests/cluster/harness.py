@@ -529,10 +529,10 @@ def busybox_image():
 TESTS = {}
 
 
-def test(seconds=120):
-    """Marks a test and its time limit."""
+def test(seconds=120, alone=False):
+    """Marks a test and its time limit; `alone`: it takes what others need (a port of all addresses), so that nothing may run beside it."""
     def add(function):
-        TESTS[function.__name__] = (function, seconds)
+        TESTS[function.__name__] = (function, seconds, alone)
         return function
     return add
 
@@ -591,8 +591,8 @@ def _run_one(name):
 
 def main():
     if sys.argv[1:] == ["--list"]:
-        for name, (_, seconds) in TESTS.items():
-            print(name, seconds)
+        for name, (_, seconds, alone) in TESTS.items():
+            print(name, seconds, "alone" if alone else "")
         return
     if os.geteuid() != 0:
         sys.exit("these tests need root")

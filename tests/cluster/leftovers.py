@@ -44,9 +44,12 @@ def processes(test_id):
         parents[pid] = _parent(pid)
         if _read(f"/proc/{pid}/stat")[:400].rpartition(b")")[2][1:2] in (b"Z", b"X", b""):
             continue
-        if mark in _read(f"/proc/{pid}/environ") or mark in _read(f"/proc/{pid}/cmdline"):
+        environment = _read(f"/proc/{pid}/environ")
+        if mark in environment or mark in _read(f"/proc/{pid}/cmdline"):
             found.add(pid)
             continue
+        if b"COVEY_TEST_ID=" in environment:
+            continue  # another test's, which may have inherited our mounts with its own mount namespace
         mounts = _read(f"/proc/{pid}/mountinfo")
         if mounts != own_mounts and mark in mounts and \
                 os.stat(f"/proc/{pid}/ns/mnt").st_ino != os.stat("/proc/self/ns/mnt").st_ino:
