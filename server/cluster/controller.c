@@ -226,6 +226,19 @@ static struct role_change next_change(struct daemon *daemon, const struct domain
             };
         }
     }
+    /* An entry whose member is gone still counts for the majority, until it is removed: with it out of the plan, three voters of which one is such an entry
+     * would look like two members, and taking the vote of one of those would leave no majority. */
+    struct raft_node_server servers[PLANNED_MEMBERS_MAX];
+    size_t server_count = state_raft_servers(servers, sizeof servers / sizeof *servers);
+    for (size_t i = 0; i < server_count && count < PLANNED_MEMBERS_MAX; i++) {
+        bool known = false;
+        for (size_t j = 0; j < count; j++) {
+            known = known || members[j].id == servers[i].id;
+        }
+        if (!known) {
+            members[count++] = (struct role_member){.id = servers[i].id, .role = (enum member_role)state_raft_role(servers[i].id)};
+        }
+    }
     return roles_plan(members, count, (unsigned)config_int("cluster.max_voters"), (unsigned)config_int("cluster.max_standby"));
 }
 

@@ -6,6 +6,7 @@ A scenario is a function marked @test in a file of tests/cluster or tests/compat
 COVEY_PREFIX is the installed tree under test. COVEY_PEER=lxd runs the same scenario against LXD from Debian instead, which shows
 whether the test itself is right; scenarios that need what LXD lacks say so by `needs_covey()`.
 """
+import fcntl
 import json
 import os
 import re
@@ -474,21 +475,27 @@ class Cluster:
         return member.rest.get(f"/1.0/images/aliases/{alias}")["target"]
 
 
+HELD = []  # locks on the networks of this process
+
+
 def free_network(count):
-    """A 127.0.<k> whose first addresses have the port free; tests at the same time get different ones."""
+    """A 127.0.<k> whose first addresses have the port free; tests at the same time get different ones, also while nothing listens."""
     start = os.getpid() % 200
     for step in range(200):
         prefix = f"127.0.{20 + (start + step) % 200}"
         sockets = []
+        lock = open(f"/tmp/covey-test-{prefix}.lock", "w", encoding="utf-8")
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for last in list(range(1, count + 1)) + [100 + one for one in range(1, count + 1)]:
                 sock = socket.socket()
                 sockets.append(sock)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind((f"{prefix}.{last}", PORT))
+            HELD.append(lock)
             return prefix
         except OSError:
-            continue
+            lock.close()
         finally:
             for sock in sockets:
                 sock.close()
