@@ -65,6 +65,11 @@ bool node__ready(const struct raft_node *node)
            node->ready_term == node->raft.current_term;
 }
 
+static bool silent(struct raft_node *node)
+{
+    return node__now(node) - node->heard_ms > NODE_LEADER_SILENT_MS;
+}
+
 uint64_t node__leader_id(struct raft_node *node)
 {
     raft_id id = 0;
@@ -72,12 +77,34 @@ uint64_t node__leader_id(struct raft_node *node)
     if (node->running && !node->stopping) {
         raft_leader(&node->raft, &id, &address);
     }
-    /* A stand-by never starts an election and so never notices that its leader is gone. */
-    if (id != 0 && id != node->config.id && node->raft.state == RAFT_FOLLOWER &&
-        node->raft.now - node->raft.election_timer_start > NODE_LEADER_SILENT_MS) {
-        id = 0;
-    }
-    return id;
+    /* A stand-by never starts an election and so never notices that its leader is gone; nobody tells a spare that was one. */
+    return id != node->config.id && silent(node) ? 0 : id;
+}
+
+/* What leaders alone send. */
+static bool is_from_leader(const struct raft_wire_in *in)
+{
+    return in->kind == RAFT_WIRE_PROBE || in->kind == RAFT_WIRE_CHUNK ||
+           (in->kind == RAFT_WIRE_MESSAGE && (in->message.type == RAFT_APPEND_ENTRIES || in->message.type == RAFT_INSTALL_SNAPSHOT));
+}
+
+/* A member that lost its role is sent nothing any more, not even the entry that says so: it would ask for votes for ever. */
+static bool rests(struct raft_node *node)
+{
+    return node->told_spare && node->raft.state != RAFT_LEADER && silent(node);
+}
+
+static void told_spare_post(struct raft_node *node, void *arg)
+{
+    node->told_spare = *(bool *)arg;
+    free(arg);
+}
+
+void raft_node_told_spare(struct raft_node *node, bool spare)
+{
+    bool *arg = xmalloc(sizeof *arg);
+    *arg = spare;
+    node__post(node, told_spare_post, arg);
 }
 
 int node__not_leader(struct raft_node *node, struct error *err)
@@ -321,12 +348,17 @@ static uint64_t hook_queued(void *ud, uint64_t peer)
 
 /* ---- status ---- */
 
+static enum raft_node_role role_of(struct raft_node *node, const struct raft_server *server)
+{
+    return server->id == node->config.id && rests(node) ? RAFT_NODE_SPARE : (enum raft_node_role)server->role;
+}
+
 static bool status_servers(struct raft_node *node)
 {
     const struct raft_configuration *configuration = &node->raft.configuration;
     bool same = node->status.server_count == configuration->n;
     for (unsigned i = 0; same && i < configuration->n; i++) {
-        same = node->status.servers[i].id == configuration->servers[i].id && (int)node->status.servers[i].role == configuration->servers[i].role;
+        same = node->status.servers[i].id == configuration->servers[i].id && node->status.servers[i].role == role_of(node, &configuration->servers[i]);
     }
     if (same) {
         return false;
@@ -336,7 +368,7 @@ static bool status_servers(struct raft_node *node)
     node->status.server_count = configuration->n;
     for (unsigned i = 0; i < configuration->n; i++) {
         node->status.servers[i].id = configuration->servers[i].id;
-        node->status.servers[i].role = (enum raft_node_role)configuration->servers[i].role;
+        node->status.servers[i].role = role_of(node, &configuration->servers[i]);
     }
     return true;
 }
@@ -438,7 +470,9 @@ static void beat_cb(uv_timer_t *timer)
         unsigned interval_ms = is_busy(node) ? RAFT_HEARTBEAT_MS : RAFT_IDLE_HEARTBEAT_MS;
         node->beat_commit = node->raft.commit_index;
         node->beat_due = node__now(node) + interval_ms;
-        raft_shim_tick(&node->shim, interval_ms);
+        if (!rests(node)) {
+            raft_shim_tick(&node->shim, interval_ms);
+        }
     }
 }
 
@@ -453,7 +487,7 @@ static void timers_arm(struct raft_node *node)
     } else {
         uv_timer_stop(&node->ticker);
     }
-    uint64_t due = raft_shim_due(&node->shim);
+    uint64_t due = rests(node) ? now + RAFT_SHIM_REST_MS : raft_shim_due(&node->shim);
     if (node->raft.state == RAFT_LEADER) {
         uint64_t soon = now + (is_busy(node) ? RAFT_HEARTBEAT_MS : RAFT_IDLE_HEARTBEAT_MS);
         due = node->beat_due < soon ? node->beat_due : soon;
@@ -483,6 +517,9 @@ static void receive_post(struct raft_node *node, void *arg)
     pthread_mutex_lock(&node->mutex);
     node->inbound_bytes -= inbound->bytes;
     pthread_mutex_unlock(&node->mutex);
+    if (is_from_leader(&inbound->in)) {
+        node->heard_ms = node__now(node);
+    }
     if (!node->running || node->stopping) {
         raft_wire_in_clear(&inbound->in);
     } else if (inbound->in.kind == RAFT_WIRE_PROBE) {

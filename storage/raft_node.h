@@ -99,6 +99,9 @@ void raft_node_receive(struct raft_node *node, uint64_t peer, const Covey__Inter
 /* Any thread: the peer's stream to this member broke. If it is the leader, voters elect another one soon. A hint only: a leader that is still heard by
  * others stays (pre-vote). */
 void raft_node_lost(struct raft_node *node, uint64_t peer);
+/* Any thread: whether the leader, to which this member has a living connection, says that it is a spare. A spare that Raft's leader is silent to, as it always is, asks for
+ * no votes and counts itself as spare whatever the configuration says that it knows. To be taken back as soon as the connection to the leader is lost. */
+void raft_node_told_spare(struct raft_node *node, bool spare);
 /* Any thread but the loop: runs fn on the loop thread (fire and forget). */
 void raft_node_post(struct raft_node *node, void (*fn)(void *ud), void *ud);
 

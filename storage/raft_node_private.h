@@ -89,6 +89,8 @@ struct raft_node {
     struct raft_uv_transport transport;
     struct raft_shim shim;
     bool running, stopping;
+    uint64_t heard_ms; /* loop time of the last message that a leader sent */
+    bool told_spare;   /* raft_node_told_spare */
 
     pthread_mutex_t mutex; /* posts, post_tail, inbound_bytes, started, start_status, start_err, changes' refs/done, status, closed */
     pthread_cond_t cond;   /* CLOCK_MONOTONIC: start, changes */

@@ -813,6 +813,24 @@ static int64_t report_interval_ms(void)
     return ms < REPORT_INTERVAL_MS_MIN ? REPORT_INTERVAL_MS_MIN : ms > REPORT_INTERVAL_MS_MAX ? REPORT_INTERVAL_MS_MAX : ms;
 }
 
+static int tell_spare(struct raft_node *raft, void *ud, struct error *err)
+{
+    raft_node_told_spare(raft, *(bool *)ud);
+    return STATUS_OK;
+}
+
+/* Raft's leader tells a member nothing any more once it is a spare; the view does. `told` is what Raft knows so far. */
+static void follow_role(struct daemon *daemon, bool attached, bool *told)
+{
+    const struct view *view = view_get();
+    const Covey__Internal__V1__ViewMember *self = view_member_by_id(view, daemon_id(daemon));
+    bool spare = attached && self != NULL && self->raft_role == ROLE_SPARE;
+    view_unref(view);
+    if (spare != *told && state_with_raft(daemon, tell_spare, &spare, NULL) == STATUS_OK) {
+        *told = spare;
+    }
+}
+
 /* Keeps one stream until it breaks, the leader changes or we stop. */
 static void report_to(struct daemon *daemon, uint64_t leader)
 {
@@ -835,6 +853,7 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     rpc_call_on_done(call, on_upstream_done, NULL);
     rpc_on_message(call, on_leader_report, NULL);
     uint64_t sequence = 1;
+    bool told_spare = false;
     bool ok = send_report(call, sequence++, true, &err) == STATUS_OK;
     pthread_mutex_lock(&attach.lock);
     while (ok && !attach.stop && !attach.upstream_lost) {
@@ -850,6 +869,7 @@ static void report_to(struct daemon *daemon, uint64_t leader)
             certificate_follow(daemon, channel); /* before the report: it says that this member acts by its view */
             ok = send_report(call, sequence++, false, &err) == STATUS_OK;
             view_persist(daemon);
+            follow_role(daemon, true, &told_spare);
         } else if (!over) {
             ok = false;
         }
@@ -858,6 +878,7 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     bool lost = attach.upstream_lost;
     attach.upstream = NULL;
     pthread_mutex_unlock(&attach.lock);
+    follow_role(daemon, false, &told_spare);
     int why = lost ? rpc_status(call, &err) : STATUS_OK;
     if (why == STATUS_RESOURCE_EXHAUSTED) {
         events_gap(); /* the leader does not keep what was missed: watchers end instead of skipping it */
