@@ -10,6 +10,8 @@
 #include <string.h>
 #include <time.h>
 
+enum { REFUSAL_LOG_MS = 60000, REFUSAL_TEXT_SIZE = 256 };
+
 enum {
     ACK_EVERY_BYTES = 256 << 10,
     REOPEN_MS = 200,
@@ -454,6 +456,29 @@ static int inbound_check(struct rpc_call *call, uint64_t *peer, struct error *er
     return STATUS_OK;
 }
 
+/* A member that is refused comes again several times a second, for as long as it lives. */
+static void log_refusal(uint64_t peer, const char *text)
+{
+    static struct {
+        pthread_mutex_t lock;
+        uint64_t peer;
+        int64_t until_ms;
+        char text[REFUSAL_TEXT_SIZE];
+    } last = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    int64_t now = time_mono_ms();
+    pthread_mutex_lock(&last.lock);
+    bool again = now < last.until_ms && peer == last.peer && strncmp(text, last.text, sizeof last.text - 1) == 0;
+    if (!again) {
+        last.peer = peer;
+        last.until_ms = now + REFUSAL_LOG_MS;
+        snprintf(last.text, sizeof last.text, "%.*s", REFUSAL_TEXT_SIZE - 1, text);
+    }
+    pthread_mutex_unlock(&last.lock);
+    if (!again) {
+        log_warn("raft.stream.refused", "peer=%llu error=\"%s\"", (unsigned long long)peer, text);
+    }
+}
+
 static int handle_stream(struct rpc_call *call, const ProtobufCMessage *request, ProtobufCMessage **response, struct error *err, void *ud)
 {
     uint64_t peer = 0;
@@ -462,7 +487,7 @@ static int handle_stream(struct rpc_call *call, const ProtobufCMessage *request,
     uint64_t generation = current_generation;
     pthread_rwlock_unlock(&current_lock);
     if (rc != STATUS_OK) {
-        log_warn("raft.stream.refused", "peer=%llu error=\"%s\"", (unsigned long long)peer, err->text);
+        log_refusal(peer, err->text);
         return rc;
     }
     struct inbound *inbound = xcalloc(1, sizeof *inbound);

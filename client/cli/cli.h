@@ -126,6 +126,9 @@ void signals_handle(void (*fn)(int signal_number, void *ud), void *ud);
 void signals_save_terminal(int fd, const struct termios *settings);
 
 /* ---- output.c ---- */
+enum { CLI_SHORT_TIME_SIZE = 32 };
+/* "Nov 21, 2026 at 2:15pm (UTC)", as lxc shows it; "" when the text is no time. */
+void cli_short_time(const char *rfc3339, char out[CLI_SHORT_TIME_SIZE]);
 struct table {
     size_t columns, rows;
     const char *const *headers;

@@ -212,7 +212,7 @@ static void help_group(const char *path, FILE *out)
             continue;
         const char *last = depth ? command->path + depth + 1 : command->path;
         if (!strchr(last, ' ') && !str_prefix(last, "__"))
-            fprintf(out, "  %-22s %s\n", last, command->summary);
+            fprintf(out, "  %-26s %s\n", last, command->summary);
     }
 }
 

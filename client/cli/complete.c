@@ -63,6 +63,33 @@ static char *placeholder_at(const char *args, int n)
     return xstrdup(strstr(last, "...") ? last : "");
 }
 
+/* The value of the flag that the word before is. */
+static void offer_value(struct cli *cli, int count, char **words, FILE *out)
+{
+    static const char *const formats[] = {"csv", "json", "table", "yaml", "compact"};
+    struct cli parsed = {.program = cli->program, .daemon_grammar = cli->daemon_grammar};
+    const char *word = words[count - 2], *typed = words[count - 1], *where = "";
+    struct error e = ERROR_INIT;
+    command_parse(&parsed, count - 2, words, &where, &e); /* arguments may still be missing */
+    const struct command *command = parsed.command;
+    for (size_t i = 0; i < flag_table_count; i++) {
+        const struct flag *flag = &flag_table[i];
+        bool same = word[1] == '-' ? strcmp(word + 2, flag->name) == 0 : flag->letter && word[strlen(word) - 1] == flag->letter;
+        if (!same || !flag->value || !command_has_flag(command, flag->id))
+            continue;
+        if (strcmp(flag->id, "format") == 0) {
+            for (size_t f = 0; f < sizeof(formats) / sizeof(*formats); f++)
+                offer(formats[f], typed, out);
+        } else {
+            char *placeholder = xasprintf("<%s>", flag->value);
+            offer_names(cli, placeholder, typed, out);
+            free(placeholder);
+        }
+    }
+    free(parsed.flags);
+    free(parsed.argv);
+}
+
 void complete_words(struct cli *cli, int count, char **words, FILE *out)
 {
     struct cli parsed = {.program = cli->program, .daemon_grammar = cli->daemon_grammar};
@@ -74,6 +101,8 @@ void complete_words(struct cli *cli, int count, char **words, FILE *out)
     if (command && command->run == run_daemon) /* no word yet */
         command = NULL;
     if (bad && !short_of_arguments) {
+        if (count >= 2 && str_prefix(e.text, "flag needs an argument"))
+            offer_value(cli, count, words, out);
         free(parsed.flags);
         free(parsed.argv);
         return;

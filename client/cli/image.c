@@ -140,12 +140,13 @@ int run_image_list(struct cli *cli, struct error *err)
         char *alias = json_array_size(aliases) > 1 ? xasprintf("%s (%zu more)", name, json_array_size(aliases) - 1) : xstrdup(name);
         char *print = xasprintf("%.12s", json_text(image, "fingerprint"));
         char *size = xasprintf("%.2fMB", json_number_value(json_object_get(image, "size")) / 1000000);
+        char uploaded[CLI_SHORT_TIME_SIZE];
+        cli_short_time(json_text(image, "uploaded_at"), uploaded);
         char *type = xstrdup(json_text(image, "type"));
         for (char *c = type; *c; c++)
             *c = (char)(*c >= 'a' && *c <= 'z' ? *c - 32 : *c);
         table_add(&table, alias, print, json_is_true(json_object_get(image, "public")) ? "yes" : "no",
-                  json_text(json_object_get(image, "properties"), "description"), json_text(image, "architecture"), type, size,
-                  json_text(image, "uploaded_at"));
+                  json_text(json_object_get(image, "properties"), "description"), json_text(image, "architecture"), type, size, uploaded);
         json_array_append(raw, image);
         free(type);
         free(size);

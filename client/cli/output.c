@@ -5,6 +5,15 @@
 #include <string.h>
 #include <wchar.h>
 
+void cli_short_time(const char *rfc3339, char out[CLI_SHORT_TIME_SIZE])
+{
+    static const char *const months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    unsigned year, month, day, hour, minute;
+    out[0] = 0;
+    if (sscanf(rfc3339, "%4u-%2u-%2uT%2u:%2u", &year, &month, &day, &hour, &minute) == 5 && month >= 1 && month <= 12 && year <= 9999 && day <= 31 && hour <= 23 && minute <= 59)
+        snprintf(out, CLI_SHORT_TIME_SIZE, "%s %u, %u at %u:%02u%s (UTC)", months[month - 1], day, year, (hour + 11) % 12 + 1, minute, hour < 12 ? "am" : "pm");
+}
+
 void table_init(struct table *table, const char *const *headers, size_t columns)
 {
     *table = (struct table){.columns = columns, .headers = headers, .row_lines = true};

@@ -3,18 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SHORT_TIME_SIZE = 32 };
-
-/* "Nov 21, 2026 at 2:15pm (UTC)", as lxc shows it. */
-static void short_time(const char *rfc3339, char out[SHORT_TIME_SIZE])
-{
-    static const char *const months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
-    unsigned year, month, day, hour, minute;
-    out[0] = 0;
-    if (sscanf(rfc3339, "%4u-%2u-%2uT%2u:%2u", &year, &month, &day, &hour, &minute) == 5 && month >= 1 && month <= 12 && year <= 9999 && day <= 31 && hour <= 23 && minute <= 59)
-        snprintf(out, SHORT_TIME_SIZE, "%s %u, %u at %u:%02u%s (UTC)", months[month - 1], day, year, (hour + 11) % 12 + 1, minute, hour < 12 ? "am" : "pm");
-}
-
 int run_warning_list(struct cli *cli, struct error *err)
 {
     struct covey_client *client;
@@ -37,9 +25,9 @@ int run_warning_list(struct cli *cli, struct error *err)
     size_t index;
     json_array_foreach(json_object_get(reply, "warnings"), index, warning)
     {
-        char last[SHORT_TIME_SIZE], *count = xasprintf("%lld", (long long)json_integer_value(json_object_get(warning, "count")));
+        char last[CLI_SHORT_TIME_SIZE], *count = xasprintf("%lld", (long long)json_integer_value(json_object_get(warning, "count")));
         const char *state = json_text(warning, "status");
-        short_time(json_text(warning, "last_seen_at"), last);
+        cli_short_time(json_text(warning, "last_seen_at"), last);
         if (cli_switch(cli, "all-warnings") || strcmp(state, "new") == 0) { /* what was seen or is over is hidden */
             const char *cells[] = {json_text(warning, "uuid"), json_text(warning, "type"), state, json_text(warning, "severity"), count,
                                    json_text(warning, "project"), last, json_text(warning, "location")};

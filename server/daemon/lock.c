@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 int daemon_lock(struct daemon *daemon, struct error *err)
 {
@@ -13,7 +14,11 @@ int daemon_lock(struct daemon *daemon, struct error *err)
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     free(path);
     if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        return error_set(err, STATUS_FAILED_PRECONDITION, "another coveyd runs on %s (%s)", daemon->dir, strerrordesc_np(errno));
+        error_set(err, STATUS_FAILED_PRECONDITION, "another coveyd runs on %s (%s)", daemon->dir, strerrordesc_np(errno));
+        if (fd >= 0) {
+            close(fd);
+        }
+        return err->code;
     }
     return STATUS_OK;
 }

@@ -1,4 +1,4 @@
-/* `coveyd offline VERB …`: what the command line does to a stopped member. Takes the daemon's lock at once or fails; reads standard input where a verb needs it,
+/* `coveyd offline VERB …`: what the command line does to a stopped member. Takes the daemon's lock within LOCK_WAIT_MS or fails; reads standard input where a verb needs it,
  * prints one JSON object (or nothing) on standard output, errors as one line on standard error.
  *
  * Exit: 0 done, 1 failed, OFFLINE_RUNNING the daemon runs, OFFLINE_INVALID the input of `edit` breaks a rule. One thread. */
@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { INPUT_BYTES_MAX = 4 << 20 };
+enum { INPUT_BYTES_MAX = 4 << 20, LOCK_WAIT_MS = 5000, LOCK_POLL_MS = 20 };
 
 struct verb {
     const char *name;
@@ -165,12 +165,23 @@ static const struct verb verbs[] = {
     {"show", show}, {"recover-check", recover_check}, {"recover", recover}, {"edit-check", edit_start}, {"edit", edit},
 };
 
+/* The lock may be held for a moment by a command of the same pipe (`… show | … edit`). Whether a daemon listens was asked before. */
+static int lock_soon(struct daemon *daemon, struct error *err)
+{
+    int64_t until = time_mono_ms() + LOCK_WAIT_MS;
+    int status;
+    while ((status = daemon_lock(daemon, err)) != STATUS_OK && time_mono_ms() < until) {
+        usleep(LOCK_POLL_MS * 1000);
+    }
+    return status;
+}
+
 /* As much of a start as the verbs need: no listener, no database. */
 static int prepare(struct daemon *daemon, struct error *err)
 {
     char *database = xasprintf("%s/database", daemon->dir);
     int status = dir_make(database, 0700, err);
-    if (status == STATUS_OK && (status = daemon_lock(daemon, err)) != STATUS_OK) {
+    if (status == STATUS_OK && (status = lock_soon(daemon, err)) != STATUS_OK) {
         error_set(err, STATUS_FAILED_PRECONDITION, "The LXD daemon is running, please stop it first.");
         the_exit = OFFLINE_RUNNING;
     }

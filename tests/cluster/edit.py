@@ -1,6 +1,10 @@
 """`cluster edit`: rules and texts, other addresses for a whole stopped cluster, other roles."""
+import fcntl
 import json
+import os
 import re
+import threading
+import time
 
 from harness import Cluster, main, needs_covey, peer_is_lxd, test, wait_until
 
@@ -41,6 +45,26 @@ def ports_of_six_members_change():
     assert len(cluster[6].rest.get("/1.0/profiles")) == 8
     assert cluster[2].rest.get("/1.0")["config"]["cluster.https_address"] == cluster[2].address
     cluster.assert_equal_state()
+
+
+@test(60)
+def edit_beside_another_command():
+    """`show | edit` runs two commands at once: the later one waits for the other's lock, but not for ever."""
+    needs_covey("LXD has no such lock")
+    cluster = Cluster(1)
+    cluster[1].stop()
+    shown = cluster[1].admin("cluster", "show").stdout
+    lock = os.open(f"{cluster[1].dir}/coveyd.lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    threading.Timer(1, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+    edit(cluster[1], shown)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    began = time.monotonic()
+    refused = edit(cluster[1], shown, check=False)
+    assert refused.returncode == 1 and "The LXD daemon is running, please stop it first." in refused.stderr, refused
+    assert time.monotonic() - began < 30
+    os.close(lock)
+    cluster[1].start()
 
 
 @test(120)

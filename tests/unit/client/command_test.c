@@ -157,6 +157,9 @@ static void completes(void **state)
     complete("covey", (char *[]){"cluster", "re"}, 2, "revoke-token\nremove\nrename\n");
     complete("covey", (char *[]){"list", "--fo"}, 2, "--force-local\n--format\n");
     complete("covey", (char *[]){"completion", ""}, 2, "bash\n");
+    complete("covey", (char *[]){"list", "--format", "c"}, 3, "csv\ncompact\n");
+    complete("covey", (char *[]){"cluster", "list", "-f", ""}, 4, "csv\njson\ntable\nyaml\ncompact\n");
+    complete("covey", (char *[]){"exec", "c1", "--", "sh", "-f", ""}, 6, "");
     complete("lxd", (char *[]){"wa"}, 1, "waitready\n");
     complete("covey", (char *[]){"nothing", ""}, 2, "");
 }
