@@ -256,7 +256,6 @@ int db__wal_hook(void *ud, sqlite3 *handle, const char *name, int pages);
 void readers_close(struct db *db);
 bool db__enter(struct db *db, struct error *err); /* counts a caller in; false when closing */
 void db__leave(struct db *db);
-void db__deadline(struct timespec *out, int64_t ms); /* for the conditions, which use the monotonic clock */
 int db__confirm(struct db *db, struct error *err);   /* blocking raft_node_confirm_leader; lock not held */
 
 #define db__must(expr, err) do { if ((expr) != STATUS_OK) core_panic(__FILE__, __LINE__, "database: %s", (err)->text); } while (0)

@@ -428,7 +428,7 @@ static bool schema_propose(struct db *db)
 static void wal_drain(struct db *db)
 {
     struct timespec deadline;
-    db__deadline(&deadline, DB_DRAIN_TIMEOUT_MS);
+    time_deadline(&deadline, DB_DRAIN_TIMEOUT_MS);
     db->gate = true;
     while (!db->closing && (db->readers_busy || db->turn != TURN_FREE)) {
         pthread_cond_t *cond = db->readers_busy ? &db->changed : &db->turned;
@@ -480,7 +480,7 @@ static void *executor_main(void *arg)
         }
         if (drain || schema_failed) {
             struct timespec deadline;
-            db__deadline(&deadline, DB_DRAIN_RETRY_MS);
+            time_deadline(&deadline, DB_DRAIN_RETRY_MS);
             pthread_cond_timedwait(&db->work, &db->lock, &deadline);
         } else {
             pthread_cond_wait(&db->work, &db->lock); /* ended by a request, the loop or executor_stop */
@@ -514,12 +514,12 @@ void executor_stop(struct db *db)
 static void request_wait(struct db *db, struct request *request)
 {
     struct timespec deadline;
-    db__deadline(&deadline, DB_WRITE_TIMEOUT_MS);
+    time_deadline(&deadline, DB_WRITE_TIMEOUT_MS);
     while (request->state != REQUEST_DONE) {
         if (pthread_cond_timedwait(&request->cond, &db->lock, &deadline) != ETIMEDOUT || request->state == REQUEST_DONE)
             continue;
         if (request->state == REQUEST_RUNNING) { /* its fn uses the caller's memory; the batch ends soon */
-            db__deadline(&deadline, DB_WRITE_TIMEOUT_MS);
+            time_deadline(&deadline, DB_WRITE_TIMEOUT_MS);
             continue;
         }
         struct error err = ERROR_INIT;

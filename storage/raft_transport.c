@@ -268,13 +268,7 @@ static bool peer_flush(struct raft_transport *t, struct peer *peer)
 static void wait_until(struct raft_transport *t, int64_t delay_ms)
 {
     struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    at.tv_sec += delay_ms / 1000;
-    at.tv_nsec += (delay_ms % 1000) * 1000000;
-    if (at.tv_nsec >= 1000000000) {
-        at.tv_sec++;
-        at.tv_nsec -= 1000000000;
-    }
+    time_deadline(&at, delay_ms);
     pthread_cond_timedwait(&t->cond, &t->mutex, &at);
 }
 

@@ -4,17 +4,6 @@
 #include <errno.h>
 #include <string.h>
 
-void db__deadline(struct timespec *out, int64_t ms)
-{
-    clock_gettime(CLOCK_MONOTONIC, out);
-    out->tv_sec += ms / 1000;
-    out->tv_nsec += ms % 1000 * 1000000;
-    if (out->tv_nsec >= 1000000000) {
-        out->tv_sec++;
-        out->tv_nsec -= 1000000000;
-    }
-}
-
 bool db__enter(struct db *db, struct error *err)
 {
     pthread_mutex_lock(&db->lock);
@@ -76,7 +65,7 @@ int db__confirm(struct db *db, struct error *err)
     bool closing = false;
     while (!confirm->done && !closing && time_mono_ms() < end) {
         struct timespec slice;
-        db__deadline(&slice, DB_STOP_POLL_MS);
+        time_deadline(&slice, DB_STOP_POLL_MS);
         if (pthread_cond_timedwait(&confirm->cond, &confirm->lock, &slice) != ETIMEDOUT || confirm->done)
             continue;
         pthread_mutex_unlock(&confirm->lock); /* never two locks at once */
@@ -115,7 +104,7 @@ static int reader_take(struct db *db, enum db_consistency consistency, struct re
     struct timespec deadline;
     int status = STATUS_OK;
     *out = NULL;
-    db__deadline(&deadline, DB_WRITE_TIMEOUT_MS);
+    time_deadline(&deadline, DB_WRITE_TIMEOUT_MS);
     pthread_mutex_lock(&db->lock);
     for (;;) {
         bool schema = db->schema_version >= (consistency == DB_LOCAL || db->schema_allowed < 1 ? 1 : db->schema_allowed);
@@ -271,7 +260,7 @@ int db_digest_round(struct db *db, uint64_t *revision, struct error *err)
     struct proposal *proposal = proposal_create(ENTRY_DIGEST, 2);
     raft_node_propose(db->raft, data.data, data.len, proposal);
     buf_free(&data);
-    db__deadline(&deadline, DB_WRITE_TIMEOUT_MS);
+    time_deadline(&deadline, DB_WRITE_TIMEOUT_MS);
     pthread_mutex_lock(&db->lock);
     while (!proposal->done && !db->closing && pthread_cond_timedwait(&db->changed, &db->lock, &deadline) != ETIMEDOUT)
         ;

@@ -100,7 +100,7 @@ static int seed_run(struct seed *seed, struct raft_node *node, struct error *err
     entry_encode(&entry, &data);
     for (int step = 0; step < SEED_STEPS_MAX && status.snapshot_index == 0; step++) {
         struct timespec deadline;
-        db__deadline(&deadline, SEED_STEP_MS);
+        time_deadline(&deadline, SEED_STEP_MS);
         pthread_mutex_lock(&seed->lock);
         bool propose = seed->leader && seed->ended == proposed;
         pthread_mutex_unlock(&seed->lock);

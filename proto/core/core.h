@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 /* ---- memory ---- */
 void *xmalloc(size_t size);
@@ -87,6 +88,7 @@ int parse_bool(const char *text, bool *out);
 /* ---- time ---- */
 int64_t time_unix_ns(void); /* wall clock: for records and display only; $COVEY_TEST_CLOCK_OFFSET_S shifts it (tests) */
 int64_t time_mono_ms(void); /* monotonic: for every timeout and decision */
+void time_deadline(struct timespec *out, int64_t ms); /* so long from now, for timed waits on conditions that go by the monotonic clock; less than 0 counts as 0 */
 void time_rfc3339(int64_t unix_ns, char *out, size_t size);      /* UTC, nanoseconds without trailing zeros, "2026-11-21T08:41:04.99Z"; size >= 40 */
 int time_parse_rfc3339(const char *text, int64_t *unix_ns);      /* 0 or -1 */
 /* The same for every year from 1 to 9999 (64-bit nanoseconds hold 1677 to 2262 only). */

@@ -33,6 +33,18 @@ int64_t time_mono_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+void time_deadline(struct timespec *out, int64_t ms)
+{
+    clock_gettime(CLOCK_MONOTONIC, out);
+    ms = ms < 0 ? 0 : ms;
+    out->tv_sec += ms / 1000;
+    out->tv_nsec += ms % 1000 * 1000000;
+    if (out->tv_nsec >= NS_PER_S) {
+        out->tv_sec++;
+        out->tv_nsec -= NS_PER_S;
+    }
+}
+
 static bool is_leap(int64_t year) { return (year % 4 == 0 && year % 100 != 0) || year % 400 == 0; }
 
 /* Days from 1970-01-01 to the first of January of a year >= 1. */

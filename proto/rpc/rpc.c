@@ -205,13 +205,7 @@ bool rpc__cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t until_m
     if (left <= 0)
         return false;
     struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    at.tv_sec += left / 1000;
-    at.tv_nsec += (left % 1000) * 1000000;
-    if (at.tv_nsec >= 1000000000) {
-        at.tv_sec++;
-        at.tv_nsec -= 1000000000;
-    }
+    time_deadline(&at, left);
     return pthread_cond_timedwait(cond, lock, &at) == 0;
 }
 

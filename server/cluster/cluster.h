@@ -1,6 +1,6 @@
 /* Membership: who belongs to the cluster, who is alive, who holds the database, how servers come in. Shared by the files of this folder and server/daemon.
  *
- * The leader decides (controller.c, membership.c); members report on one Attach stream each (attach.c); everybody acts by the view (view.c). */
+ * The leader decides (controller.c, membership.c); members report on one Attach stream each (attach_member.c, attach.c); everybody acts by the view (view.c). */
 #ifndef COVEY_SERVER_CLUSTER_H
 #define COVEY_SERVER_CLUSTER_H
 
@@ -40,7 +40,7 @@ void view_persist(struct daemon *daemon); /* writes the current view to the loca
 struct rpc_channel *member_channel_by_address(struct daemon *daemon, const char *address); /* NULL = not clustered */
 void members_forget_channels(void);
 
-/* ---- attach.c: liveness, instance statuses, distribution of view and events ---- */
+/* ---- attach.c, attach_member.c: liveness, instance statuses, distribution of view and events. Thread: any, unless said ---- */
 void attach_init(struct daemon *daemon);
 rpc_handler attach_handler(void);    /* Membership.Attach */
 uint64_t attach_known_leader(void);  /* of a member that is no replica: the leader that it found by asking; 0 = none */
@@ -49,7 +49,7 @@ void attach_stop(void);
 /* On the leader: forget everything and give each member of the view a full threshold of grace; or end all streams. */
 void attach_lead(struct daemon *daemon, bool leader);
 void attach_view_changed(void);
-/* Seconds and wall time since a member was heard; -1 if never in this term. */
+/* Milliseconds since a member was heard, and the wall clock's time of that; -1 if never in this term. */
 int64_t attach_silence_ms(uint64_t member, int64_t *last_seen_unix_ns);
 /* Waits until every live attached member acts by a view of at least `revision`. */
 void attach_wait_view(uint64_t revision, int64_t ms);

@@ -440,8 +440,7 @@ static void *controller_main(void *ud)
     for (;;) {
         pthread_mutex_lock(&controller.lock);
         struct timespec ts;
-        clock_gettime(CLOCK_MONOTONIC, &ts);
-        ts.tv_sec += TICK_MS / 1000;
+        time_deadline(&ts, TICK_MS);
         while (!controller.wake && !controller.stop) {
             if (!ticking) { /* who does not lead waits to be woken */
                 pthread_cond_wait(&controller.changed, &controller.lock);

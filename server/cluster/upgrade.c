@@ -309,13 +309,7 @@ static struct {
 static bool pause_hook(int64_t ms, bool for_views)
 {
     struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += ms / 1000;
-    until.tv_nsec += ms % 1000 * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    time_deadline(&until, ms);
     pthread_mutex_lock(&hook.lock);
     while (!hook.stop && !(for_views && hook.dirty) &&
            (ms == 0 ? pthread_cond_wait(&hook.changed, &hook.lock) : pthread_cond_timedwait(&hook.changed, &hook.lock, &until)) == 0) {

@@ -155,13 +155,7 @@ size_t state_raft_servers(struct raft_node_server *out, size_t max)
 unsigned state_wait_change(unsigned seen, int64_t ms)
 {
     struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += ms / 1000;
-    until.tv_nsec += ms % 1000 * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    time_deadline(&until, ms);
     lock();
     while (state.generation == seen && pthread_cond_timedwait(&state.changed, &state.lock, &until) == 0) {
     }

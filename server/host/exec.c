@@ -201,8 +201,7 @@ static int wait_streams(struct exec_session *s, struct error *err)
 {
     struct timespec until;
     int rc = 0;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += EXEC_STREAMS_WAIT_MS / 1000;
+    time_deadline(&until, EXEC_STREAMS_WAIT_MS);
     pthread_mutex_lock(&s->lock);
     while (s->wait && !streams_ready(s) && !s->cancelled && rc != ETIMEDOUT)
         rc = pthread_cond_timedwait(&s->changed, &s->lock, &until);

@@ -87,13 +87,7 @@ int host__sync_dir(const char *path, struct error *err)
 void host__wait(struct host *host, int64_t ms)
 {
     struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += ms / 1000;
-    until.tv_nsec += ms % 1000 * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    time_deadline(&until, ms);
     pthread_cond_timedwait(&host->changed, &host->lock, &until);
 }
 

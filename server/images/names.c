@@ -38,8 +38,7 @@ int name_lock(const char *what, const char *name, struct error *err)
     int rc = 0;
     pthread_once(&once, names_init);
     snprintf(key, sizeof key, "%s %s", what, name); /* a name that is cut shares its lock: no harm */
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += NAME_LOCK_WAIT_MS / 1000;
+    time_deadline(&until, NAME_LOCK_WAIT_MS);
     pthread_mutex_lock(&names.lock);
     for (;;) {
         HASH_FIND_STR(names.set, key, held);
