@@ -183,17 +183,22 @@ static bool is_blank(const struct buf *body)
     return true;
 }
 
+/* A POST may come without a body (actions without arguments). A change without one is a request that lost it: taken as {} it would empty what it names. */
+static bool body_needed(const struct request *r) { return strcmp(r->verb, "PUT") == 0 || strcmp(r->verb, "PATCH") == 0; }
+
 static int set_body(struct request *r, ProtobufCMessage *message, struct error *err)
 {
     json_error_t where;
     json_t *object = NULL;
     int rc = STATUS_OK;
 
+    if (is_blank(&r->body) && body_needed(r))
+        return error_set(err, STATUS_INVALID_ARGUMENT, "the request body is missing");
     if (!is_blank(&r->body)) {
         object = json_loadb(r->body.data, r->body.len, JSON_DECODE_ANY, &where);
         if (object == NULL)
             return error_set(err, STATUS_INVALID_ARGUMENT, "invalid JSON in line %d, column %d: %s", where.line, where.column, where.text);
-        bool nothing = json_is_null(object) || (json_is_string(object) && json_string_length(object) == 0);
+        bool nothing = json_is_null(object) || (json_is_string(object) && json_string_length(object) == 0 && !body_needed(r));
         if (nothing) {
             json_decref(object);
             object = NULL;

@@ -314,10 +314,9 @@ int run_cluster_remove(struct cli *cli, struct error *err)
     int status = cli_resolve(cli, cli->argv[0], &client, &name, err);
     bool force = cli_switch(cli, "force"), sure = true;
     if (!status && force && !cli_switch(cli, "yes")) {
-        char *question = xasprintf("Forcefully removing a server from the cluster should only be done as a last\nresort.\n\n"
-                                   "The removed server will not be functional after this action and will require a\nfull reset, losing any "
-                                   "remaining instance, image or storage volume that the\nserver may have held.\n\n"
-                                   "Are you really sure you want to force removing %s? (yes/no): ", name);
+        char *question = xasprintf("Removal by force is for members that will not come back. The cluster forgets %s with all its instances,\n"
+                                   "volumes and the images that only it holds; its own disk must be wiped before it can be used again.\n\n"
+                                   "Remove %s by force? (yes/no): ", name, name);
         char *answer;
         status = cli_ask(cli, question, "no", &answer, err);
         free(question);

@@ -18,7 +18,7 @@ int run_warning_list(struct cli *cli, struct error *err)
     json_decref(server);
     if (status)
         return status;
-    static const char *const headers[] = {"UUID", "TYPE", "STATUS", "SEVERITY", "COUNT", "PROJECT", "LAST SEEN", "LOCATION"};
+    const char *const headers[] = {"UUID", "TYPE", "STATUS", "SEVERITY", "COUNT", "PROJECT", clustered ? "LOCATION" : "LAST SEEN", "LAST SEEN"};
     struct table table;
     table_init(&table, headers, clustered ? 8 : 7);
     json_t *shown = json_array(), *warning;
@@ -30,7 +30,7 @@ int run_warning_list(struct cli *cli, struct error *err)
         cli_short_time(json_text(warning, "last_seen_at"), last);
         if (cli_switch(cli, "all-warnings") || strcmp(state, "new") == 0) { /* what was seen or is over is hidden */
             const char *cells[] = {json_text(warning, "uuid"), json_text(warning, "type"), state, json_text(warning, "severity"), count,
-                                   json_text(warning, "project"), last, json_text(warning, "location")};
+                                   json_text(warning, "project"), clustered ? json_text(warning, "location") : last, last};
             table_add_row(&table, cells);
             json_array_append(shown, warning);
         }

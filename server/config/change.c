@@ -49,8 +49,12 @@ static int read_key(const char *name, const value_t *value, struct config_change
         return error_set(err, STATUS_INVALID_ARGUMENT, "cannot set '%s' to '%s': %s", name, key->hidden ? "..." : text, reason.text);
     }
     char canonical[300];
+    bool flag = false;
     if (key->type == KEY_ADDRESS && !str_empty(text) && address_canonical(text, canonical, sizeof canonical, &reason) == STATUS_OK) {
+        json_object_set_new(out->written, name, json_string(text));
         text = canonical;
+    } else if (key->type == KEY_BOOL && !str_empty(text) && parse_bool(text, &flag) == 0) {
+        text = flag ? "true" : "false"; /* one spelling, so that it can be compared with the default */
     }
     json_object_set_new(key->local ? out->local : out->global, name, json_string(text));
     return STATUS_OK;
@@ -61,7 +65,7 @@ int config_change_read(const Google__Protobuf__Struct *config, bool replace, str
     const char *first_name = NULL;
     struct error first = ERROR_INIT;
     size_t more = 0;
-    *out = (struct config_change){.global = json_object(), .local = json_object(), .keep = json_array(), .replace = replace};
+    *out = (struct config_change){.global = json_object(), .local = json_object(), .keep = json_array(), .written = json_object(), .replace = replace};
     for (size_t i = 0; config != NULL && i < config->n_fields; i++) {
         struct error one = ERROR_INIT;
         const char *name = config->fields[i]->key;
@@ -86,6 +90,7 @@ void config_change_clear(struct config_change *change)
     json_decref(change->global);
     json_decref(change->local);
     json_decref(change->keep);
+    json_decref(change->written);
     *change = (struct config_change){0};
 }
 

@@ -7,24 +7,33 @@
 #include <string.h>
 #include <unistd.h>
 
+enum {
+    VOTERS_MAX = 1023,      /* as many as there may be members */
+    NUMBER_MAX = INT32_MAX, /* of seconds, days and so on: sums of them stay far from the end of an int64 in nanoseconds */
+};
+
+/* `reason` is for what is below `min`. */
 static int check_int(const char *value, int64_t min, int64_t max, const char *reason, int64_t *out, struct error *err)
 {
     if (parse_i64(value, INT64_MIN, INT64_MAX, out) != 0) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "invalid integer");
     }
-    return *out >= min && *out <= max ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "%s", reason);
+    if (*out > max) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Value must not be greater than '%" PRId64 "'", max);
+    }
+    return *out >= min ? STATUS_OK : error_set(err, STATUS_INVALID_ARGUMENT, "%s", reason);
 }
 
 static int check_threshold(const char *value, struct error *err)
 {
     int64_t n = 0;
-    return check_int(value, 10, INT32_MAX, "Value must be greater than '10'", &n, err);
+    return check_int(value, 10, NUMBER_MAX, "Value must be greater than '10'", &n, err);
 }
 
 static int check_replica(const char *value, struct error *err)
 {
     int64_t n = 0;
-    int status = check_int(value, -1, INT32_MAX, "Invalid value for image replica count", &n, err);
+    int status = check_int(value, -1, NUMBER_MAX, "Invalid value for image replica count", &n, err);
     return status == STATUS_OK && n == 0 ? error_set(err, STATUS_INVALID_ARGUMENT, "Invalid value for image replica count") : status;
 }
 
@@ -32,20 +41,22 @@ static int check_voters(const char *value, struct error *err)
 {
     static const char reason[] = "Value must be an odd number equal to or higher than 3";
     int64_t n = 0;
-    int status = check_int(value, 3, 1023, reason, &n, err);
+    int status = check_int(value, 3, VOTERS_MAX, reason, &n, err);
     return status == STATUS_OK && n % 2 == 0 ? error_set(err, STATUS_INVALID_ARGUMENT, "%s", reason) : status;
 }
 
 static int check_standby(const char *value, struct error *err)
 {
+    static const char reason[] = "Value must be between 0 and 5";
     int64_t n = 0;
-    return check_int(value, 0, 5, "Value must be between 0 and 5", &n, err);
+    int status = check_int(value, 0, NUMBER_MAX, reason, &n, err);
+    return status == STATUS_OK && n > 5 ? error_set(err, STATUS_INVALID_ARGUMENT, "%s", reason) : status;
 }
 
 static int check_not_negative(const char *value, struct error *err)
 {
     int64_t n = 0;
-    return check_int(value, 0, INT32_MAX, "Value must not be negative", &n, err);
+    return check_int(value, 0, NUMBER_MAX, "Value must not be negative", &n, err);
 }
 
 static bool tool_exists(const char *tool)

@@ -26,6 +26,7 @@ json_t *server__local_config(void);
 struct config_change {
     json_t *global, *local; /* key to text, "" = unset */
     json_t *keep;           /* array of hidden keys that stay */
+    json_t *written;        /* address key to text as the request has it: refusals quote that, what is stored is canonical */
     bool replace;           /* keys that are not named are unset */
 };
 /* Reads and checks a request's `config`; all errors in one text. Free by config_change_clear, also after an error. */

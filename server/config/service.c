@@ -98,8 +98,9 @@ static const char *before(const json_t *local, const char *key)
 }
 
 /* A host name of a listen address must resolve. */
-static int check_resolves(const char *key, const char *address, struct error *err)
+static int check_resolves(const struct config_change *change, const char *key, const char *address, struct error *err)
 {
+    const char *written = json_string_value(json_object_get(change->written, key));
     char host[300];
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
     if (str_empty(address) || address_wildcard(address)) {
@@ -108,7 +109,7 @@ static int check_resolves(const char *key, const char *address, struct error *er
     snprintf(host, sizeof host, "%s", address[0] == '[' ? address + 1 : address);
     *(address[0] == '[' ? strchr(host, ']') : strrchr(host, ':')) = '\0';
     if (getaddrinfo(host, NULL, &hints, &list) != 0) {
-        return error_set(err, STATUS_INVALID_ARGUMENT, "cannot set '%s' to '%s': Couldn't resolve \"%s\"", key, address, host);
+        return error_set(err, STATUS_INVALID_ARGUMENT, "cannot set '%s' to '%s': Couldn't resolve \"%s\"", key, written != NULL ? written : address, host);
     }
     freeaddrinfo(list);
     return STATUS_OK;
@@ -120,8 +121,8 @@ static int check_addresses(const struct config_change *change, const json_t *loc
     if (daemon_clustered(the_daemon) && strcmp(cluster, before(local, "cluster.https_address")) != 0) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Changing cluster.https_address is currently not supported");
     }
-    int status = check_resolves("cluster.https_address", cluster, err);
-    return status == STATUS_OK ? check_resolves("core.https_address", core, err) : status;
+    int status = check_resolves(change, "cluster.https_address", cluster, err);
+    return status == STATUS_OK ? check_resolves(change, "core.https_address", core, err) : status;
 }
 
 static int set_global(struct rpc_call *call, const struct config_change *change, const json_t *local, const char *if_match, struct error *err)

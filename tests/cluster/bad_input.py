@@ -28,6 +28,13 @@ REQUESTS = [
     # method, path, body, codes, text
     ("POST", "/1.0/profiles", b"{", BAD, ""),
     ("POST", "/1.0/profiles", b"", BAD, ""),
+    ("PUT", "/1.0/cluster", b"", BAD, ""),  # taken as {} it would ask to leave the cluster
+    ("PUT", "/1.0", b"", BAD, ""),
+    ("PATCH", "/1.0/profiles/default", b" ", BAD, ""),
+    ("PUT", "/1.0/profiles/default", b'""', BAD, ""),
+    ("PATCH", "/1.0", {"config": {"core.https_address": "nosuchhost.invalid"}}, BAD,
+     "cannot set 'core.https_address' to 'nosuchhost.invalid': Couldn't resolve \"nosuchhost.invalid\""),
+    ("GET", "/1.0/cluster/members/node1/state", None, (501,), "not implemented"),
     ("POST", "/1.0/profiles", b'["name"]', BAD, ""),
     ("POST", "/1.0/profiles", b'{"name": "a"} trailing', None, ""),
     ("POST", "/1.0/profiles", b'{"name": "\xff\xfe"}', None, ""),

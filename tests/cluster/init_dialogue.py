@@ -5,7 +5,7 @@ import select
 import subprocess
 import time
 
-from harness import PASSWORD, Cluster, Member, free_network, main, needs_covey, program, test, wait_until
+from harness import PASSWORD, Member, free_network, main, needs_covey, program, test, wait_until
 
 CLUSTERING = "Would you like to use LXD clustering? (yes/no) [default=no]: "
 ADDRESS = "What IP address or DNS name should be used to reach this server? [default="

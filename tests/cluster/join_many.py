@@ -82,23 +82,6 @@ def parallel_joins_while_the_leader_dies():
     cluster.assert_equal_state()
 
 
-@test(120)
-def join_through_a_member_without_vote():
-    """§18.12: m4, m5 join, m5 through a member without vote: three voters and two stand-bys; any member tells of any other."""
-    cluster = Cluster(3)
-    for target in (1, 4):
-        joiner = Member(len(cluster.members) + 1, f"{cluster.prefix}.{len(cluster.members) + 1}").start()
-        joiner.join(cluster[target], "token" if target == 4 else "password")
-        cluster.members.append(joiner)
-        cluster.wait_online()
-    roles = wait_until(lambda: (lambda told: told if sorted(set(told.values()) - {told[""]}) and list(told.values()).count("voter") == 3 and
-                                list(told.values()).count("stand-by") == 2 else None)(cluster.roles()), 30, "three voters, two stand-bys")
-    assert roles["node4"] == roles["node5"] == "stand-by", roles
-    for asked in cluster:
-        for one in cluster:
-            assert f"server_name: {one.name}" in asked.lxc("cluster", "show", one.name).stdout
-
-
 @test(90)
 def join_by_raw_request():
     """§18.19: PUT /1.0/cluster and waiting for the operation; the member is fully operational, and its own events told so in order."""

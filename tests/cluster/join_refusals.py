@@ -20,11 +20,12 @@ def join_refusals():
         result = joiner.preseed(document, check=False)
         said = result.stdout + result.stderr
         assert result.returncode == 1, f"exit {result.returncode}: {said}"
-        assert text in said, f"expected {text!r}, said {said!r}"
+        assert result.stderr.splitlines()[-1] == "Error: " + text, f"expected {text!r}, said {said!r}"
         info = joiner.rest.get("/1.0/cluster")
         assert info["enabled"] is False and info["server_name"] == "", info
         joiner.rest.get("/1.0/profiles?recursion=1")
         assert sorted(first.members()) == ["node1", "node2"]
+        return said
 
     password = joiner.join_document(first, "password")["cluster"]
     prefix = "Failed to join cluster: "
@@ -32,13 +33,17 @@ def join_refusals():
     attempt(setup + "not authorized", {"cluster": password | {"cluster_password": "wrong"}})
     attempt(prefix + "Failed to update cluster trust: Failed getting existing certificate: not authorized",
             {"cluster": {key: value for key, value in password.items() if key != "cluster_password"}})
-    attempt(f'Cannot listen on cluster HTTPS socket "{first.address}"', {"cluster": password | {"server_address": first.address}})
+    attempt(prefix + f'Cannot listen on cluster HTTPS socket "{first.address}": listen tcp {first.address}: bind: address already in use',
+            {"cluster": password | {"server_address": first.address}})
 
     token = first.token("node3")
     attempt('Certificate fingerprint mismatch between join token and cluster member "' + first.address + '"',
             joiner.join_document(first, "given", cluster_token=forged(token, fingerprint="00" * 32)))
-    attempt("Unable to connect to any of the cluster members specified in join token",
-            joiner.join_document(first, "given", cluster_token=forged(token, addresses=[f"{cluster.prefix}.9:8443"])))
+    nobody = [f"{cluster.prefix}.9:8443", f"{cluster.prefix}.10:8443"]
+    said = attempt("Unable to connect to any of the cluster members specified in join token",
+                   joiner.join_document(first, "given", cluster_token=forged(token, addresses=nobody)))
+    for address in nobody:
+        assert f'Error connecting to existing cluster member "{address}": ' in said, said
     attempt(setup + "No matching cluster join operation found",
             joiner.join_document(first, "given", cluster_token=forged(token, secret="ab" * 32)))
     for operation in first.rest.get("/1.0/operations?recursion=1").get("running", []):

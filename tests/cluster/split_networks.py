@@ -1,5 +1,5 @@
 """Clients on one address, members on another: core.https_address differs from cluster.https_address."""
-from harness import PORT, Cluster, Member, main, refused, test
+from harness import PORT, Cluster, main, refused, test
 
 
 @test(120)

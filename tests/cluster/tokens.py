@@ -3,7 +3,7 @@ import base64
 import json
 import time
 
-from harness import Cluster, Member, main, needs_covey, peer_is_lxd, refused, test, wait_until
+from harness import Cluster, Member, main, needs_covey, refused, test, wait_until
 
 NO_MATCH = "Failed to setup cluster trust: Failed to add server cert to cluster: No matching cluster join operation found"
 

@@ -120,7 +120,7 @@ static void members_and_tokens(void **state)
     free(list);
     free(token);
     fake_set("RemoveMember", 0, "{}");
-    expect_in(run_input("no\n", "$C cluster remove n2 --force"), 1, "Are you really sure", "Error: User aborted delete operation\n");
+    expect_in(run_input("no\n", "$C cluster remove n2 --force"), 1, "Remove n2 by force?", "Error: User aborted delete operation\n");
     expect(run_input(NULL, "$C cluster remove n2 --force --yes"), 0, "Member n2 removed\n", "");
 }
 

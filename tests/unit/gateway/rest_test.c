@@ -121,9 +121,11 @@ static void body_fills_fields(void **state)
     EXPECT_SEEN("\"target\":\"f00d\"");
     const char *const nothing[] = {"", "null", "\"\"", " \n", "{}"};
     for (size_t i = 0; i < sizeof(nothing) / sizeof(nothing[0]); i++) {
-        EXPECT("PUT", "/1.0/profiles/right", NULL, nothing[i], 200, SYNC_BODY("{}"));
-        EXPECT_SEEN("\"name\":\"right\"");
+        EXPECT("POST", "/1.0/instances?target=node2", NULL, nothing[i], 202, NULL);
+        EXPECT_SEEN("\"target\":\"node2\"");
     }
+    EXPECT("PUT", "/1.0/profiles/right", NULL, "null", 200, SYNC_BODY("{}"));
+    EXPECT_SEEN("\"name\":\"right\"");
     EXPECT("GET", "/1.0/profiles/right", NULL, "\"\"", 200, NULL);
     EXPECT("GET", "/1.0/profiles/right", NULL, "null", 200, NULL);
     EXPECT("GET", "/1.0/profiles/right", NULL, "{broken", 200, NULL);
@@ -132,6 +134,9 @@ static void body_fills_fields(void **state)
 static void bad_bodies_are_refused(void **state)
 {
     int calls = atomic_load(&w.calls);
+    EXPECT("PUT", "/1.0/profiles/x", NULL, "", 400, ERROR_BODY(400, "the request body is missing"));
+    EXPECT("PATCH", "/1.0/profiles/x", NULL, " \n", 400, ERROR_BODY(400, "the request body is missing"));
+    EXPECT("PUT", "/1.0/profiles/x", NULL, "\"\"", 400, ERROR_BODY(400, "the request body must be a JSON object"));
     EXPECT("PUT", "/1.0/profiles/x", NULL, "{broken", 400, NULL);
     EXPECT("PUT", "/1.0/profiles/x", NULL, "{}{}", 400, NULL);
     EXPECT("PUT", "/1.0/profiles/x", NULL, "[1]", 400, ERROR_BODY(400, "the request body must be a JSON object"));

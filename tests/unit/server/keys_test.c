@@ -103,7 +103,10 @@ static void values_are_checked(void **state)
     check_value("cluster.max_voters", "5", NULL);
     check_value("cluster.max_voters", "4", "Value must be an odd number equal to or higher than 3");
     check_value("cluster.max_voters", "1", "Value must be an odd number equal to or higher than 3");
+    check_value("cluster.max_voters", "1025", "Value must not be greater than '1023'");
+    check_value("cluster.offline_threshold", "99999999999", "Value must not be greater than '2147483647'");
     check_value("cluster.max_standby", "6", "Value must be between 0 and 5");
+    check_value("cluster.max_standby", "-1", "Value must be between 0 and 5");
     check_value("cluster.images_minimal_replica", "-1", NULL);
     check_value("cluster.images_minimal_replica", "0", "Invalid value for image replica count");
     check_value("cluster.join_token_expiry", "5H30M", "Invalid expiry expression");
@@ -152,6 +155,20 @@ static void changes_are_sorted_by_scope(void **state)
     config_change_clear(&change);
 }
 
+static void booleans_have_one_spelling(void **state)
+{
+    static const char *const yes[] = {"true", "yes", "On", "1"};
+    for (size_t i = 0; i < sizeof yes / sizeof *yes; i++) {
+        struct config_change change;
+        struct error err = ERROR_INIT;
+        char text[64];
+        snprintf(text, sizeof text, "{\"images.auto_update_cached\":\"%s\"}", yes[i]);
+        assert_int_equal(read_change(text, &change, &err), STATUS_OK);
+        assert_string_equal(json_string_value(json_object_get(change.global, "images.auto_update_cached")), "true");
+        config_change_clear(&change);
+    }
+}
+
 static void refusals_name_key_and_rule(void **state)
 {
     static const struct {
@@ -193,6 +210,7 @@ int main(void)
         cmocka_unit_test(addresses_become_canonical), cmocka_unit_test(wildcards_cover_their_port), cmocka_unit_test(expiry_by_the_calendar),
         cmocka_unit_test(values_are_checked),         cmocka_unit_test(every_default_is_valid),     cmocka_unit_test(changes_are_sorted_by_scope),
         cmocka_unit_test(refusals_name_key_and_rule), cmocka_unit_test(defaults_are_not_shown),
+        cmocka_unit_test(booleans_have_one_spelling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
