@@ -147,6 +147,7 @@ int table_render_compact(const struct table *table, struct buf *out, struct erro
 int cli_print(struct cli *cli, const struct table *table, const json_t *raw, struct error *err);
 int cli_check_format(const struct cli *cli, struct error *err);
 int cli_print_yaml(const json_t *value);
+char *text_upper(const char *text); /* of ASCII letters; the caller's */
 void sql_render(const json_t *reply, struct buf *out); /* an SqlResponse */
 
 /* ---- yaml.c ---- */

@@ -14,15 +14,6 @@ static char *join_texts(const json_t *list, const char *separator)
     return buf_take(&text);
 }
 
-static char *upper(const char *text)
-{
-    char *copy = xstrdup(text);
-    for (char *c = copy; *c; c++)
-        if (*c >= 'a' && *c <= 'z')
-            *c = (char)(*c - 'a' + 'A');
-    return copy;
-}
-
 int cluster_needed(struct cli *cli, struct covey_client *client, struct error *err)
 {
     json_t *cluster;
@@ -56,7 +47,7 @@ int run_cluster_list(struct cli *cli, struct error *err)
     json_array_foreach(members, index, member)
     {
         char *roles = join_texts(json_object_get(member, "roles"), csv ? "," : "\n");
-        char *state = upper(json_text(member, "status"));
+        char *state = text_upper(json_text(member, "status"));
         table_add(&table, json_text(member, "server_name"), json_text(member, "url"), roles, json_text(member, "architecture"),
                   json_text(member, "failure_domain"), json_text(member, "description"), state, json_text(member, "message"));
         free(state);

@@ -1,5 +1,5 @@
 /* config …: keys of servers and instances, and the trust store. */
-#include "cli.h"
+#include "noun.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -305,20 +305,9 @@ int run_trust_list(struct cli *cli, struct error *err)
     return status;
 }
 
-int run_trust_show(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *print;
-    json_t *item = NULL;
-    int status = cli_resolve(cli, cli->argv[0], &client, &print, err);
-    if (!status)
-        status = cli_call(cli, client, "Certificates/GetCertificate", json_pack("{s:s}", "fingerprint", print), &item, err);
-    if (!status)
-        status = cli_print_yaml(item);
-    json_decref(item);
-    free(print);
-    return status;
-}
+static const struct noun certificates = {.service = "Certificates", .type = "Certificate", .key = "fingerprint", .label = "Certificate"};
+
+int run_trust_show(struct cli *cli, struct error *err) { return noun_show(cli, &certificates, err); }
 
 int run_trust_remove(struct cli *cli, struct error *err)
 {

@@ -1,34 +1,8 @@
 /* cluster edit, cluster role …, cluster group …: the writable part of members, and named sets of them. Reads, changes and writes back whole records,
  * guarded by their ETag unless they come by pipe. */
-#include "cli.h"
+#include "noun.h"
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- what is edited as YAML ---- */
-
-/* The edited form of `record`, or what stands on standard input: an object. `etag` is dropped then: what comes by pipe replaces, whatever stands there. */
-static int edit_record(struct cli *cli, const json_t *record, char **etag, json_t **changed, struct error *err)
-{
-    struct buf text = {0};
-    char *edited = NULL;
-    *changed = NULL;
-    yaml_write(record, &text);
-    int status = cli_edit(cli, text.data, &edited, err);
-    buf_free(&text);
-    json_t *parsed = status ? NULL : yaml_parse(edited, strlen(edited), err);
-    free(edited);
-    if (!status && !json_is_object(parsed)) {
-        status = parsed ? error_set(err, STATUS_INVALID_ARGUMENT, "yaml: expected a map") : (int)err->code;
-        json_decref(parsed);
-        parsed = NULL;
-    }
-    if (!status && !cli_stdin_is_terminal(cli)) {
-        free(*etag);
-        *etag = NULL;
-    }
-    *changed = parsed;
-    return status;
-}
 
 static int put_record(struct cli *cli, struct covey_client *client, const char *method, const char *name, json_t *record, const char *etag, struct error *err)
 {
@@ -38,19 +12,9 @@ static int put_record(struct cli *cli, struct covey_client *client, const char *
     return cli_call(cli, client, method, record, NULL, err);
 }
 
-/* The named keys of `record`, as a new object. */
-static json_t *only(const json_t *record, const char *const *keys, size_t count)
-{
-    json_t *out = json_object();
-    for (size_t i = 0; i < count; i++)
-        if (json_object_get(record, keys[i]))
-            json_object_set(out, keys[i], json_object_get(record, keys[i]));
-    return out;
-}
-
 /* ---- members ---- */
 
-static const char *const member_keys[] = {"roles", "failure_domain", "description", "config", "groups"};
+static const char *const member_keys[] = {"roles", "failure_domain", "description", "config", "groups", NULL};
 
 int run_cluster_edit(struct cli *cli, struct error *err)
 {
@@ -60,8 +24,8 @@ int run_cluster_edit(struct cli *cli, struct error *err)
     int status = cluster_member_get(cli, &client, &member, &etag, err);
     if (status)
         return status;
-    json_t *writable = only(member, member_keys, sizeof(member_keys) / sizeof(*member_keys));
-    status = edit_record(cli, writable, &etag, &changed, err);
+    json_t *writable = record_only(member, member_keys);
+    status = record_edit(cli, writable, &etag, &changed, err);
     if (!status)
         status = put_record(cli, client, "Cluster/UpdateMember", json_text(member, "server_name"), changed, etag, err);
     json_decref(writable);
@@ -197,31 +161,8 @@ int run_cluster_group_remove(struct cli *cli, struct error *err)
 
 /* ---- groups ---- */
 
-static const char *const group_keys[] = {"description", "members"};
-
-/* The group that the first word names. */
-static int resolve_group(struct cli *cli, struct covey_client **client, char **name, struct error *err)
-{
-    int status = cli_resolve(cli, cli->argv[0], client, name, err);
-    if (!status && !**name) {
-        free(*name);
-        status = error_set(err, STATUS_INVALID_ARGUMENT, "Missing cluster group name");
-    }
-    if (status)
-        *name = NULL;
-    return status;
-}
-
-static int get_group(struct cli *cli, struct covey_client **client, json_t **group, char **etag, struct error *err)
-{
-    char *name;
-    *group = NULL;
-    int status = resolve_group(cli, client, &name, err);
-    if (!status)
-        status = cli_call_etag(cli, *client, "ClusterGroups/GetClusterGroup", json_pack("{s:s}", "name", name), group, etag, err);
-    free(name);
-    return status;
-}
+static const char *const group_keys[] = {"description", "members", NULL};
+static const struct noun cluster_groups = {.service = "ClusterGroups", .type = "ClusterGroup", .key = "name", .label = "Cluster group"};
 
 int run_cluster_group_list(struct cli *cli, struct error *err)
 {
@@ -254,23 +195,14 @@ int run_cluster_group_list(struct cli *cli, struct error *err)
     return status;
 }
 
-int run_cluster_group_show(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    json_t *group;
-    int status = get_group(cli, &client, &group, NULL, err);
-    if (!status)
-        status = cli_print_yaml(group);
-    json_decref(group);
-    return status;
-}
+int run_cluster_group_show(struct cli *cli, struct error *err) { return noun_show(cli, &cluster_groups, err); }
 
 int run_cluster_group_create(struct cli *cli, struct error *err)
 {
     struct covey_client *client;
     char *name;
     json_t *request = NULL, *given = NULL;
-    int status = resolve_group(cli, &client, &name, err);
+    int status = noun_resolve(cli, &cluster_groups, &client, &name, err);
     if (!status && !cli_stdin_is_terminal(cli)) { /* description and members may come by pipe */
         struct buf text = {0};
         status = cli_read_all(cli->in, &text, err);
@@ -281,7 +213,7 @@ int run_cluster_group_create(struct cli *cli, struct error *err)
         buf_free(&text);
     }
     if (!status) {
-        request = only(given, group_keys, sizeof(group_keys) / sizeof(*group_keys));
+        request = record_only(given, group_keys);
         json_object_set_new(request, "name", json_string(name));
         status = cli_call(cli, client, "ClusterGroups/CreateClusterGroup", request, NULL, err);
     }
@@ -292,46 +224,6 @@ int run_cluster_group_create(struct cli *cli, struct error *err)
     return status;
 }
 
-int run_cluster_group_delete(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *name;
-    int status = resolve_group(cli, &client, &name, err);
-    if (!status)
-        status = cli_call(cli, client, "ClusterGroups/DeleteClusterGroup", json_pack("{s:s}", "name", name), NULL, err);
-    if (!status)
-        cli_say(cli, "Cluster group %s deleted\n", name);
-    free(name);
-    return status;
-}
-
-int run_cluster_group_rename(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *name;
-    int status = resolve_group(cli, &client, &name, err);
-    if (!status)
-        status = cli_call(cli, client, "ClusterGroups/RenameClusterGroup", json_pack("{s:s,s:s}", "old_name", name, "name", cli->argv[1]), NULL, err);
-    if (!status)
-        cli_say(cli, "Cluster group %s renamed to %s\n", name, cli->argv[1]);
-    free(name);
-    return status;
-}
-
-int run_cluster_group_edit(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    json_t *group, *changed = NULL;
-    char *etag = NULL;
-    int status = get_group(cli, &client, &group, &etag, err);
-    if (status)
-        return status;
-    json_t *writable = only(group, group_keys, sizeof(group_keys) / sizeof(*group_keys));
-    status = edit_record(cli, writable, &etag, &changed, err);
-    if (!status)
-        status = put_record(cli, client, "ClusterGroups/UpdateClusterGroup", json_text(group, "name"), changed, etag, err);
-    json_decref(writable);
-    json_decref(group);
-    free(etag);
-    return status;
-}
+int run_cluster_group_delete(struct cli *cli, struct error *err) { return noun_delete(cli, &cluster_groups, err); }
+int run_cluster_group_rename(struct cli *cli, struct error *err) { return noun_rename(cli, &cluster_groups, err); }
+int run_cluster_group_edit(struct cli *cli, struct error *err) { return noun_edit(cli, &cluster_groups, group_keys, err); }

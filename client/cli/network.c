@@ -1,15 +1,7 @@
-/* network …: lists, changes (whole networks written back, guarded by their ETag) and attaching to profiles. */
-#include "cli.h"
+/* network …: lists, creation, state, leases, and attaching to profiles. */
+#include "noun.h"
 #include <stdlib.h>
 #include <string.h>
-
-static char *upper(const char *text)
-{
-    char *copy = xstrdup(text);
-    for (char *c = copy; *c; c++)
-        *c = (char)(*c >= 'a' && *c <= 'z' ? *c - 32 : *c);
-    return copy;
-}
 
 int run_network_list(struct cli *cli, struct error *err)
 {
@@ -25,62 +17,35 @@ int run_network_list(struct cli *cli, struct error *err)
     static const char *const headers[] = {"NAME", "TYPE", "MANAGED", "IPV4", "IPV6", "DESCRIPTION", "USED BY", "STATE"};
     struct table table;
     table_init(&table, headers, 8);
-    const json_t *networks = json_object_get(reply, "networks"), *network;
+    const json_t *list = json_object_get(reply, "networks"), *network;
     size_t index;
-    json_array_foreach(networks, index, network)
+    json_array_foreach(list, index, network)
     {
         const char *type = json_text(network, "type");
         if (strcmp(type, "loopback") == 0 || strcmp(type, "unknown") == 0)
             continue;
         const json_t *config = json_object_get(network, "config");
-        char *used = xasprintf("%zu", json_array_size(json_object_get(network, "used_by"))), *state = upper(json_text(network, "status"));
+        char *used = xasprintf("%zu", json_array_size(json_object_get(network, "used_by"))), *state = text_upper(json_text(network, "status"));
         table_add(&table, json_text(network, "name"), type, json_is_true(json_object_get(network, "managed")) ? "YES" : "NO", json_text(config, "ipv4.address"),
                   json_text(config, "ipv6.address"), json_text(network, "description"), used, state);
         free(state);
         free(used);
     }
     table_sort(&table);
-    status = cli_print(cli, &table, networks, err);
+    status = cli_print(cli, &table, list, err);
     table_free(&table);
     json_decref(reply);
     return status;
 }
 
-static int get_network(struct cli *cli, struct covey_client **client, json_t **network, char **etag, struct error *err)
+static int managed_only(const json_t *network, struct error *err)
 {
-    char *name;
-    *network = NULL;
-    int status = cli_resolve(cli, cli->argv[0], client, &name, err);
-    if (!status && !*name)
-        status = error_set(err, STATUS_INVALID_ARGUMENT, "Missing network name");
-    if (!status)
-        status = cli_call_etag(cli, *client, "Networks/GetNetwork", json_pack("{s:s}", "name", name), network, etag, err);
-    free(name);
-    return status;
+    return json_is_false(json_object_get(network, "managed")) ? error_set(err, STATUS_FAILED_PRECONDITION, "Only managed networks can be modified") : STATUS_OK;
 }
 
-static int put_network(struct cli *cli, struct covey_client *client, json_t *network, char *etag, struct error *err)
-{
-    if (etag)
-        json_object_set_new(network, "if_match", json_string(etag));
-    free(etag);
-    if (json_is_false(json_object_get(network, "managed"))) {
-        json_decref(network);
-        return error_set(err, STATUS_FAILED_PRECONDITION, "Only managed networks can be modified");
-    }
-    return cli_call(cli, client, "Networks/UpdateNetwork", network, NULL, err);
-}
+static const struct noun networks = {.service = "Networks", .type = "Network", .key = "name", .label = "Network", .check = managed_only};
 
-int run_network_show(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    json_t *network;
-    int status = get_network(cli, &client, &network, NULL, err);
-    if (!status)
-        status = cli_print_yaml(network);
-    json_decref(network);
-    return status;
-}
+int run_network_show(struct cli *cli, struct error *err) { return noun_show(cli, &networks, err); }
 
 int run_network_create(struct cli *cli, struct error *err)
 {
@@ -105,106 +70,12 @@ int run_network_create(struct cli *cli, struct error *err)
     return status;
 }
 
-int run_network_delete(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *name;
-    int status = cli_resolve(cli, cli->argv[0], &client, &name, err);
-    if (!status)
-        status = cli_call(cli, client, "Networks/DeleteNetwork", json_pack("{s:s}", "name", name), NULL, err);
-    if (!status)
-        cli_say(cli, "Network %s deleted\n", name);
-    free(name);
-    return status;
-}
-
-int run_network_rename(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *name;
-    int status = cli_resolve(cli, cli->argv[0], &client, &name, err);
-    if (!status)
-        status = cli_call(cli, client, "Networks/RenameNetwork", json_pack("{s:s,s:s}", "old_name", name, "name", cli->argv[1]), NULL, err);
-    if (!status)
-        cli_say(cli, "Network %s renamed to %s\n", name, cli->argv[1]);
-    free(name);
-    return status;
-}
-
-int run_network_get(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    json_t *network;
-    int status = get_network(cli, &client, &network, NULL, err);
-    if (!status)
-        printf("%s\n", json_text(json_object_get(network, "config"), cli->argv[1]));
-    json_decref(network);
-    return status;
-}
-
-int run_network_set(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    json_t *network;
-    char *etag;
-    bool two_words = cli->argc == 3 && !strchr(cli->argv[1], '=');
-    json_t *changes = two_words ? json_pack("{s:s}", cli->argv[1], cli->argv[2]) : cli_pairs(cli->argv + 1, cli->argc - 1, err);
-    if (!changes)
-        return (int)err->code;
-    int status = get_network(cli, &client, &network, &etag, err);
-    if (!status) {
-        json_object_update(json_object_get(network, "config"), changes);
-        status = put_network(cli, client, network, etag, err);
-    }
-    json_decref(changes);
-    return status;
-}
-
-int run_network_unset(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    json_t *network;
-    char *etag;
-    int status = get_network(cli, &client, &network, &etag, err);
-    if (status)
-        return status;
-    if (!json_object_del(json_object_get(network, "config"), cli->argv[1]))
-        return put_network(cli, client, network, etag, err);
-    free(etag);
-    json_decref(network);
-    return error_set(err, STATUS_NOT_FOUND, "Can't unset key '%s', it's not currently set", cli->argv[1]);
-}
-
-int run_network_edit(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    json_t *network;
-    char *etag, *edited = NULL;
-    int status = get_network(cli, &client, &network, &etag, err);
-    if (status)
-        return status;
-    struct buf text = {0};
-    yaml_write(network, &text);
-    status = cli_edit(cli, text.data, &edited, err);
-    buf_free(&text);
-    json_t *changed = status ? NULL : yaml_parse(edited, strlen(edited), err);
-    free(edited);
-    if (!status && !json_is_object(changed))
-        status = changed ? error_set(err, STATUS_INVALID_ARGUMENT, "yaml: expected a map") : (int)err->code;
-    if (status) {
-        free(etag);
-        json_decref(changed);
-    } else {
-        json_object_set_new(changed, "name", json_string(json_text(network, "name")));
-        if (!cli_stdin_is_terminal(cli)) { /* what comes by pipe replaces, whatever stands there */
-            free(etag);
-            etag = NULL;
-        }
-        status = put_network(cli, client, changed, etag, err);
-    }
-    json_decref(network);
-    return status;
-}
+int run_network_delete(struct cli *cli, struct error *err) { return noun_delete(cli, &networks, err); }
+int run_network_rename(struct cli *cli, struct error *err) { return noun_rename(cli, &networks, err); }
+int run_network_get(struct cli *cli, struct error *err) { return noun_get_key(cli, &networks, err); }
+int run_network_set(struct cli *cli, struct error *err) { return noun_set_keys(cli, &networks, err); }
+int run_network_unset(struct cli *cli, struct error *err) { return noun_unset_key(cli, &networks, err); }
+int run_network_edit(struct cli *cli, struct error *err) { return noun_edit(cli, &networks, NULL, err); }
 
 /* ---- state and leases ---- */
 
@@ -272,7 +143,7 @@ int run_network_list_leases(struct cli *cli, struct error *err)
     size_t index;
     json_array_foreach(leases, index, lease)
     {
-        char *type = upper(json_text(lease, "type"));
+        char *type = text_upper(json_text(lease, "type"));
         table_add(&table, json_text(lease, "hostname"), json_text(lease, "hwaddr"), json_text(lease, "address"), type, json_text(lease, "location"));
         free(type);
     }
@@ -302,14 +173,6 @@ int network_nic(struct cli *cli, struct covey_client *client, const char *networ
     return STATUS_OK;
 }
 
-static int put_profile(struct cli *cli, struct covey_client *client, json_t *profile, char *etag, struct error *err)
-{
-    if (etag)
-        json_object_set_new(profile, "if_match", json_string(etag));
-    free(etag);
-    return cli_call(cli, client, "Profiles/UpdateProfile", profile, NULL, err);
-}
-
 int run_network_attach_profile(struct cli *cli, struct error *err)
 {
     struct covey_client *client;
@@ -328,7 +191,7 @@ int run_network_attach_profile(struct cli *cli, struct error *err)
         json_decref(profile);
     } else if (!status) {
         json_object_set(json_object_get(profile, "devices"), name, device);
-        status = put_profile(cli, client, profile, etag, err);
+        status = noun_put(cli, &profiles, client, profile, etag, err);
     }
     json_decref(device);
     free(network);
@@ -374,7 +237,7 @@ int run_network_detach_profile(struct cli *cli, struct error *err)
             status = error_set(err, STATUS_NOT_FOUND, "The specified device doesn't exist");
         free(copy);
         if (!status) {
-            status = put_profile(cli, client, profile, etag, err);
+            status = noun_put(cli, &profiles, client, profile, etag, err);
         } else {
             free(etag);
             json_decref(profile);

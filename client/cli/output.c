@@ -261,3 +261,12 @@ int cli_print(struct cli *cli, const struct table *table, const json_t *raw, str
     int printed = print_buf(&out, err);
     return status ? status : printed;
 }
+
+char *text_upper(const char *text)
+{
+    char *copy = xstrdup(text);
+    for (char *c = copy; *c; c++)
+        if (*c >= 'a' && *c <= 'z')
+            *c = (char)(*c - 'a' + 'A');
+    return copy;
+}

@@ -1,5 +1,5 @@
 /* storage … and project …. */
-#include "cli.h"
+#include "noun.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,33 +77,10 @@ int run_storage_create(struct cli *cli, struct error *err)
     return status;
 }
 
-int run_storage_show(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *name;
-    json_t *pool = NULL;
-    int status = cli_resolve(cli, cli->argv[0], &client, &name, err);
-    if (!status)
-        status = cli_call(cli, client, "StoragePools/GetStoragePool", json_pack("{s:s}", "name", name), &pool, err);
-    if (!status)
-        status = cli_print_yaml(pool);
-    json_decref(pool);
-    free(name);
-    return status;
-}
+static const struct noun pools = {.service = "StoragePools", .type = "StoragePool", .key = "name", .label = "Storage pool"};
 
-int run_storage_delete(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *name;
-    int status = cli_resolve(cli, cli->argv[0], &client, &name, err);
-    if (!status)
-        status = cli_call(cli, client, "StoragePools/DeleteStoragePool", json_pack("{s:s}", "name", name), NULL, err);
-    if (!status)
-        cli_say(cli, "Storage pool %s deleted\n", name);
-    free(name);
-    return status;
-}
+int run_storage_show(struct cli *cli, struct error *err) { return noun_show(cli, &pools, err); }
+int run_storage_delete(struct cli *cli, struct error *err) { return noun_delete(cli, &pools, err); }
 
 /* "12.34GiB"; plain bytes with --bytes. */
 static json_t *size_text(struct cli *cli, const json_t *value)
@@ -198,17 +175,6 @@ int run_project_list(struct cli *cli, struct error *err)
     return status;
 }
 
-int run_project_show(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *name;
-    json_t *project = NULL;
-    int status = cli_resolve(cli, cli->argv[0], &client, &name, err);
-    if (!status)
-        status = cli_call(cli, client, "Projects/GetProject", json_pack("{s:s}", "name", name), &project, err);
-    if (!status)
-        status = cli_print_yaml(project);
-    json_decref(project);
-    free(name);
-    return status;
-}
+static const struct noun projects = {.service = "Projects", .type = "Project", .key = "name", .label = "Project"};
+
+int run_project_show(struct cli *cli, struct error *err) { return noun_show(cli, &projects, err); }

@@ -1,5 +1,5 @@
 /* warning …: what needs attention. */
-#include "cli.h"
+#include "noun.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,9 +29,12 @@ int run_warning_list(struct cli *cli, struct error *err)
         const char *state = json_text(warning, "status");
         cli_short_time(json_text(warning, "last_seen_at"), last);
         if (cli_switch(cli, "all-warnings") || strcmp(state, "new") == 0) { /* what was seen or is over is hidden */
-            const char *cells[] = {json_text(warning, "uuid"), json_text(warning, "type"), state, json_text(warning, "severity"), count,
-                                   json_text(warning, "project"), clustered ? json_text(warning, "location") : last, last};
+            char *shown_state = text_upper(state), *severity = text_upper(json_text(warning, "severity"));
+            const char *cells[] = {json_text(warning, "uuid"), json_text(warning, "type"), shown_state, severity, count, json_text(warning, "project"),
+                                   clustered ? json_text(warning, "location") : last, last};
             table_add_row(&table, cells);
+            free(shown_state);
+            free(severity);
             json_array_append(shown, warning);
         }
         free(count);
@@ -44,20 +47,9 @@ int run_warning_list(struct cli *cli, struct error *err)
     return status;
 }
 
-int run_warning_show(struct cli *cli, struct error *err)
-{
-    struct covey_client *client;
-    char *uuid;
-    json_t *warning = NULL;
-    int status = cli_resolve(cli, cli->argv[0], &client, &uuid, err);
-    if (!status)
-        status = cli_call(cli, client, "Warnings/GetWarning", json_pack("{s:s}", "uuid", uuid), &warning, err);
-    if (!status)
-        status = cli_print_yaml(warning);
-    json_decref(warning);
-    free(uuid);
-    return status;
-}
+static const struct noun warnings = {.service = "Warnings", .type = "Warning", .key = "uuid", .label = "Warning"};
+
+int run_warning_show(struct cli *cli, struct error *err) { return noun_show(cli, &warnings, err); }
 
 int run_warning_ack(struct cli *cli, struct error *err)
 {

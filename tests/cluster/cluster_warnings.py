@@ -184,9 +184,10 @@ def warnings_api():
     # Our own
     covey = cluster[2].covey
     assert covey("warning", "list", "-f", "csv").stdout == ""
-    assert covey("warning", "list", "--all", "-f", "csv").stdout.startswith(f"{uuid},{OFFLINE},acknowledged,low,1,,")
+    assert covey("warning", "list", "--all", "-f", "csv").stdout.startswith(f"{uuid},{OFFLINE},ACKNOWLEDGED,LOW,1,,node3,")
     rest.put(path, {"status": "new"})
-    assert covey("warning", "list", "-f", "csv").stdout.strip().endswith(",node3")
+    for form in ("csv", "table"):
+        assert covey("warning", "list", "-f", form).stdout == cluster[1].lxc("warning", "list", "--format", form).stdout != "", form
     assert f"uuid: {uuid}\n" in covey("warning", "show", uuid).stdout
     covey("warning", "ack", uuid)
     assert rest.get(path)["status"] == "acknowledged"
