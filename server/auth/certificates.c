@@ -2,6 +2,7 @@
 #include "certificates_private.h"
 
 #include "server/daemon/etag.h"
+#include "server/daemon/mask.h"
 #include "server/events/events.h"
 #include <stdlib.h>
 #include <string.h>
@@ -174,16 +175,6 @@ struct update {
     const char *new_fingerprint;
 };
 
-static bool named(const Covey__V1__UpdateCertificateRequest *request, const char *field)
-{
-    for (size_t i = 0; request->update_mask != NULL && i < request->update_mask->n_paths; i++) {
-        if (strcmp(request->update_mask->paths[i], field) == 0) {
-            return true;
-        }
-    }
-    return request->update_mask == NULL;
-}
-
 static int update_write(struct sql *sql, void *ud, struct buf *result, struct error *err)
 {
     struct update *in = ud;
@@ -196,9 +187,9 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
         return status;
     }
     const Covey__V1__Certificate *now = read.list[0];
-    const char *type = named(request, "type") && !str_empty(request->type) ? request->type : now->type;
-    const char *name = named(request, "name") && !str_empty(request->name) ? request->name : now->name;
-    bool restricted = named(request, "restricted") ? request->restricted : now->restricted;
+    const char *type = mask_has(request->update_mask, "type") && !str_empty(request->type) ? request->type : now->type;
+    const char *name = mask_has(request->update_mask, "name") && !str_empty(request->name) ? request->name : now->name;
+    bool restricted = mask_has(request->update_mask, "restricted") ? request->restricted : now->restricted;
     const char *fingerprint = in->pem != NULL ? in->new_fingerprint : now->fingerprint;
     if (certificate_type_of(type) == 0) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Unknown certificate type %s", type);
@@ -217,7 +208,7 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
         status = sql_exec(sql, err, "UPDATE certificates SET fingerprint = ?2, type = ?3, name = ?4, restricted = ?5, certificate = ?6 WHERE id = ?1", "isisis", id,
             fingerprint, (int64_t)certificate_type_of(type), name, (int64_t)restricted, in->pem != NULL ? in->pem : now->certificate);
     }
-    if (status == STATUS_OK && named(request, "projects")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "projects")) {
         status = certificate_set_projects(sql, id, request->projects, request->n_projects, err);
     }
     if (status == STATUS_OK) {
@@ -235,7 +226,7 @@ static int update(struct rpc_call *call, const ProtobufCMessage *message, Protob
     if (check_prefix(request->fingerprint, err) != STATUS_OK) {
         return err->code;
     }
-    if (named(request, "certificate") && !str_empty(request->certificate)) {
+    if (mask_has(request->update_mask, "certificate") && !str_empty(request->certificate)) {
         if (cert_check_pem(request->certificate, fingerprint, NULL, err) != STATUS_OK) {
             return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid certificate");
         }

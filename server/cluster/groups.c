@@ -4,6 +4,7 @@
 
 #include "covey/v1/cluster_group.pb-c.h"
 #include "server/daemon/etag.h"
+#include "server/daemon/mask.h"
 #include "server/events/events.h"
 #include <stdlib.h>
 #include <string.h>
@@ -285,21 +286,11 @@ static int create_group(struct rpc_call *call, const ProtobufCMessage *message, 
     return status;
 }
 
-static bool in_mask(const Google__Protobuf__FieldMask *mask, const char *field)
-{
-    for (size_t i = 0; mask != NULL && i < mask->n_paths; i++) {
-        if (strcmp(mask->paths[i], field) == 0) {
-            return true;
-        }
-    }
-    return mask == NULL;
-}
-
 static int update_group(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__V1__UpdateClusterGroupRequest *request = (const Covey__V1__UpdateClusterGroupRequest *)message;
     struct change in = {.arena = rpc_arena(call), .name = request->name, .if_match = request->if_match,
-        .description = in_mask(request->update_mask, "description") ? request->description : NULL, .set_members = in_mask(request->update_mask, "members"),
+        .description = mask_has(request->update_mask, "description") ? request->description : NULL, .set_members = mask_has(request->update_mask, "members"),
         .members = request->members, .n_members = request->n_members};
     if (need_cluster(err) != STATUS_OK || check_members(&in, err) != STATUS_OK) {
         return err->code;

@@ -164,3 +164,18 @@ int project_id(struct sql *sql, const char *project, int64_t *id, struct error *
     int status = sql_get_int(sql, id, err, "SELECT id FROM projects WHERE name = ?1", "s", project_or_default(project));
     return status == STATUS_NOT_FOUND ? error_set(err, STATUS_NOT_FOUND, "Project not found") : status;
 }
+
+int members_all_up(struct error *err)
+{
+    enum { PENDING = 1 };
+    const struct view *view = view_get();
+    int status = STATUS_OK;
+    for (size_t i = 0; i < view->message->n_members && status == STATUS_OK; i++) {
+        const Covey__Internal__V1__ViewMember *member = view->message->members[i];
+        if (member->state != PENDING && !member_online(the_daemon, member->id)) {
+            status = error_set(err, STATUS_UNAVAILABLE, "peer node %s is down", member->address);
+        }
+    }
+    view_unref(view);
+    return status;
+}

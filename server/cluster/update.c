@@ -2,6 +2,7 @@
 #include "cluster.h"
 
 #include "server/daemon/etag.h"
+#include "server/daemon/mask.h"
 #include "server/events/events.h"
 #include <stdlib.h>
 #include <string.h>
@@ -13,16 +14,6 @@ struct update {
     const Covey__V1__UpdateMemberRequest *request;
     const Covey__V1__Member *now;
 };
-
-static bool given(const Covey__V1__UpdateMemberRequest *request, const char *field)
-{
-    for (size_t i = 0; request->update_mask != NULL && i < request->update_mask->n_paths; i++) {
-        if (strcmp(request->update_mask->paths[i], field) == 0) {
-            return true;
-        }
-    }
-    return request->update_mask == NULL;
-}
 
 static int role_code(const char *role)
 {
@@ -147,19 +138,19 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
     if (status == STATUS_OK && !str_empty(request->if_match)) {
         status = check_etag(sql, node, in, err);
     }
-    if (status == STATUS_OK && given(request, "roles")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "roles")) {
         status = set_roles(sql, node, in, err);
     }
-    if (status == STATUS_OK && given(request, "failure_domain")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "failure_domain")) {
         status = set_domain(sql, node, request->failure_domain, err);
     }
-    if (status == STATUS_OK && given(request, "description")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "description")) {
         status = sql_exec(sql, err, "UPDATE nodes SET description = ?2 WHERE id = ?1", "is", node, request->description);
     }
-    if (status == STATUS_OK && given(request, "config")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "config")) {
         status = set_config(sql, node, in, err);
     }
-    if (status == STATUS_OK && given(request, "groups")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "groups")) {
         status = set_groups(sql, node, in, err);
     }
     return status == STATUS_OK ? check_counts(sql, node, err) : status;
@@ -179,7 +170,7 @@ static bool has_role(char *const *roles, size_t count, const char *role)
 static int check(const struct update *in, struct error *err)
 {
     const Covey__V1__UpdateMemberRequest *request = in->request;
-    if (given(request, "roles")) {
+    if (mask_has(request->update_mask, "roles")) {
         bool has = has_role(in->now->roles, in->now->n_roles, "database"), wants = has_role(request->roles, request->n_roles, "database");
         if (has && !wants) {
             return error_set(err, STATUS_INVALID_ARGUMENT, "The \"database\" role cannot be dropped at this time");
@@ -188,7 +179,7 @@ static int check(const struct update *in, struct error *err)
             return error_set(err, STATUS_INVALID_ARGUMENT, "The \"database\" role cannot be added at this time");
         }
     }
-    if (given(request, "groups") && request->n_groups == 0) {
+    if (mask_has(request->update_mask, "groups") && request->n_groups == 0) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Cluster members need to belong to at least one group");
     }
     for (size_t i = 0; i < request->n_config; i++) {
@@ -200,12 +191,12 @@ static int check(const struct update *in, struct error *err)
             return error_set(err, STATUS_INVALID_ARGUMENT, "Invalid cluster configuration key \"scheduler.instance\" value");
         }
     }
-    for (size_t i = 0; given(request, "roles") && i < request->n_roles; i++) {
+    for (size_t i = 0; mask_has(request->update_mask, "roles") && i < request->n_roles; i++) {
         if (!automatic(request->roles[i]) && role_code(request->roles[i]) == 0) {
             return error_set(err, STATUS_INVALID_ARGUMENT, "Update roles: Invalid cluster role \"%s\"", request->roles[i]);
         }
     }
-    if (given(request, "failure_domain") && str_empty(request->failure_domain)) {
+    if (mask_has(request->update_mask, "failure_domain") && str_empty(request->failure_domain)) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Update failure domain: Failure domain name can't be empty");
     }
     return STATUS_OK;

@@ -8,6 +8,7 @@
 #include "covey/internal/v1/control.pb-c.h"
 #include "server/daemon/etag.h"
 #include "server/daemon/listener.h"
+#include "server/daemon/mask.h"
 #include "server/services.h"
 #include <netdb.h>
 #include <pthread.h>
@@ -203,21 +204,11 @@ static int apply(struct rpc_call *call, const struct config_change *change, cons
     return status;
 }
 
-static bool names_config(const Google__Protobuf__FieldMask *mask)
-{
-    for (size_t i = 0; i < mask->n_paths; i++) {
-        if (strcmp(mask->paths[i], "config") == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static int update_server(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__V1__UpdateServerRequest *request = (const Covey__V1__UpdateServerRequest *)message;
     struct config_change change;
-    if (request->update_mask != NULL && !names_config(request->update_mask)) {
+    if (!mask_has(request->update_mask, "config")) {
         return STATUS_OK;
     }
     int status = config_change_read(request->config, request->update_mask == NULL, &change, err);

@@ -81,6 +81,8 @@ void view_propagate(struct daemon *daemon);
 struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct error *err);
 /* Whether the leader has heard from the member within the offline threshold (on the leader; elsewhere: as the view says). */
 bool member_online(struct daemon *daemon, uint64_t id);
+/* For what every member must take part in: UNAVAILABLE `peer node ADDR is down` for the first one that is offline (spec/cluster.md 6.3). */
+int members_all_up(struct error *err);
 /* Calls a covey.internal.v1.Agent method on a member; UNAVAILABLE when it is offline. timeout_ms 0 = AGENT_TIMEOUT_MS, -1 = none. */
 int agent_call(struct daemon *daemon, uint64_t member, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response, struct arena *arena,
                int64_t timeout_ms, struct error *err);

@@ -2,6 +2,7 @@
 #include "images.h"
 
 #include "server/daemon/etag.h"
+#include "server/daemon/mask.h"
 #include "server/events/events.h"
 #include <stdlib.h>
 #include <string.h>
@@ -161,8 +162,8 @@ int alias_update(struct rpc_call *call, const ProtobufCMessage *message, Protobu
 {
     const Covey__V1__UpdateImageAliasRequest *request = (const Covey__V1__UpdateImageAliasRequest *)message;
     struct alias_work in = {.arena = rpc_arena(call), .project = project_or_default(request->project), .name = request->name, .if_match = request->if_match,
-        .target = image_in_mask(request->update_mask, "target") ? request->target : NULL,
-        .description = image_in_mask(request->update_mask, "description") ? request->description : NULL};
+        .target = mask_has(request->update_mask, "target") ? request->target : NULL,
+        .description = mask_has(request->update_mask, "description") ? request->description : NULL};
     if (image_allowed(call, in.project, err) != STATUS_OK || (in.description != NULL && image_alias_check("x", in.description, err) != STATUS_OK)) {
         return err->code;
     }

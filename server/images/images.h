@@ -47,7 +47,6 @@ int image_allowed(struct rpc_call *call, const char *project, struct error *err)
 bool image_public_only(struct rpc_call *call, const char *project);
 /* Percent-encodes what may not stand in a path segment. */
 char *image_url(struct arena *arena, const char *noun, const char *name, const char *project);
-bool image_in_mask(const Google__Protobuf__FieldMask *mask, const char *field);
 
 /* ---- upload.c, aliases.c, copies.c ---- */
 rpc_handler image_upload_handler(void);

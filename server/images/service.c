@@ -4,6 +4,7 @@
 
 #include "server/daemon/etag.h"
 #include "server/daemon/filter.h"
+#include "server/daemon/mask.h"
 #include "server/events/events.h"
 #include "server/services.h"
 #include <stdlib.h>
@@ -23,16 +24,6 @@ char *image_url(struct arena *arena, const char *noun, const char *name, const c
     char *copy = arena_strdup(arena, url.data);
     buf_free(&url);
     return copy;
-}
-
-bool image_in_mask(const Google__Protobuf__FieldMask *mask, const char *field)
-{
-    for (size_t i = 0; mask != NULL && i < mask->n_paths; i++) {
-        if (strcmp(mask->paths[i], field) == 0) {
-            return true;
-        }
-    }
-    return mask == NULL;
 }
 
 static bool in_project(const struct caller *caller, const char *project)
@@ -221,19 +212,19 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
         return status;
     }
     buf_puts(result, now->fingerprint);
-    if (image_in_mask(request->update_mask, "auto_update")) {
+    if (mask_has(request->update_mask, "auto_update")) {
         status = sql_exec(sql, err, "UPDATE images SET auto_update = ?2 WHERE id = ?1", "io", id, request->auto_update);
     }
-    if (status == STATUS_OK && image_in_mask(request->update_mask, "public")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "public")) {
         status = sql_exec(sql, err, "UPDATE images SET public = ?2 WHERE id = ?1", "io", id, request->public_);
     }
-    if (status == STATUS_OK && image_in_mask(request->update_mask, "expires_at")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "expires_at")) {
         status = sql_exec(sql, err, "UPDATE images SET expiry_date = ?2 WHERE id = ?1", "ii", id, in->expires_ns);
     }
-    if (status == STATUS_OK && image_in_mask(request->update_mask, "properties")) {
+    if (status == STATUS_OK && mask_has(request->update_mask, "properties")) {
         status = store_properties(sql, in, id, now, err);
     }
-    return status == STATUS_OK && image_in_mask(request->update_mask, "profiles") ? store_profiles(sql, in, id, err) : status;
+    return status == STATUS_OK && mask_has(request->update_mask, "profiles") ? store_profiles(sql, in, id, err) : status;
 }
 
 static int update_image(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)

@@ -5,6 +5,7 @@
 
 #include "server/cluster/cluster.h"
 #include "server/daemon/etag.h"
+#include "server/daemon/mask.h"
 #include "server/networks/devices.h"
 #include <string.h>
 
@@ -16,16 +17,6 @@ struct work {
     const char *project;
     bool running;
 };
-
-static bool in_mask(const Google__Protobuf__FieldMask *mask, const char *field)
-{
-    for (size_t i = 0; mask != NULL && i < mask->n_paths; i++) {
-        if (strcmp(mask->paths[i], field) == 0) {
-            return true;
-        }
-    }
-    return mask == NULL;
-}
 
 /* The identity and addresses of a container are not the user's to lose. */
 static int keep_volatile(const struct settings *old, struct settings *next, struct arena *arena, struct error *err)
@@ -110,15 +101,15 @@ static int store_row(struct sql *sql, const struct work *work, const struct inst
     const Covey__V1__UpdateInstanceRequest *request = work->request;
     const Google__Protobuf__FieldMask *mask = request->update_mask;
     int64_t architecture = instance->architecture;
-    if (in_mask(mask, "architecture") && !str_empty(request->architecture) && (architecture = architecture_id(request->architecture)) == 0) {
+    if (mask_has(mask, "architecture") && !str_empty(request->architecture) && (architecture = architecture_id(request->architecture)) == 0) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Architecture isn't supported: \"%.64s\"", request->architecture);
     }
-    const char *description = in_mask(mask, "description") ? request->description : instance->description;
+    const char *description = mask_has(mask, "description") ? request->description : instance->description;
     if (strlen(description) > DESCRIPTION_BYTES_MAX) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "Description is longer than %d bytes", DESCRIPTION_BYTES_MAX);
     }
     return sql_exec(sql, err, "UPDATE instances SET description = ?2, ephemeral = ?3, architecture = ?4 WHERE id = ?1", "isii", instance->id, description,
-        (int64_t)(in_mask(mask, "ephemeral") ? request->ephemeral : instance->ephemeral), architecture);
+        (int64_t)(mask_has(mask, "ephemeral") ? request->ephemeral : instance->ephemeral), architecture);
 }
 
 static int update(struct sql *sql, struct work *work, struct error *err)
@@ -143,7 +134,7 @@ static int update(struct sql *sql, struct work *work, struct error *err)
     settings_from_map(&next.config, request->config, request->n_config, arena);
     devices_from_map(&next.devices, request->devices, request->n_devices, arena);
     memcpy(ids, instance->profile_ids != NULL ? instance->profile_ids : ids, count * sizeof *ids);
-    if (in_mask(request->update_mask, "profiles")) {
+    if (mask_has(request->update_mask, "profiles")) {
         count = request->n_profiles;
         status = profiles_resolve(sql, instance->project_id, request->profiles, count, ids, err);
     }

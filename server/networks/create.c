@@ -200,7 +200,7 @@ static int phase2(struct rpc_call *call, struct create *in, struct error *err)
     bool one_call = result.len > 0;
     buf_free(&result);
     crash_point("network:begun");
-    status = status == STATUS_OK ? network_members_up(err) : status;
+    status = status == STATUS_OK ? members_all_up(err) : status;
     status = status == STATUS_OK ? daemon_read(the_daemon, DB_LINEARIZABLE, read_missing, in, NULL, err) : status;
     if (status != STATUS_OK) {
         return status;
@@ -279,7 +279,7 @@ static int removal_begin(struct sql *sql, void *ud, struct buf *result, struct e
 static int delete_locked(struct rpc_call *call, struct removal *in, struct error *err)
 {
     int status = daemon_read(the_daemon, DB_LINEARIZABLE, removal_load, in, NULL, err);
-    status = status == STATUS_OK && in->count > 0 ? network_members_up(err) : status;
+    status = status == STATUS_OK && in->count > 0 ? members_all_up(err) : status;
     status = status == STATUS_OK ? daemon_write_call(call, "begin", removal_begin, in, NULL, NULL, err) : status;
     status = status == STATUS_OK ? network_tasks_run(in->tasks, in->count, network_remove_on_member, err) : status;
     crash_point("network:removed");

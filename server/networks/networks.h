@@ -55,8 +55,6 @@ int network_tasks_load(struct sql *sql, const struct network_row *row, int64_t s
 int network_tasks_run(struct network_task *tasks, size_t count, network_work work, struct error *err);
 int network_apply_on_member(struct network_task *task, struct arena *arena, struct error *err);  /* a network_work */
 int network_remove_on_member(struct network_task *task, struct arena *arena, struct error *err); /* a network_work; records it */
-/* `peer node ADDR is down` for the first member that is offline. */
-int network_members_up(struct error *err);
 
 /* ---- auto.c: free subnets ---- */
 struct network_auto {

@@ -140,21 +140,6 @@ int network_settings_check(int64_t type, const struct settings *config, bool com
 
 /* ---- members ---- */
 
-int network_members_up(struct error *err)
-{
-    enum { MEMBER_PENDING = 1 };
-    const struct view *view = view_get();
-    int status = STATUS_OK;
-    for (size_t i = 0; i < view->message->n_members && status == STATUS_OK; i++) {
-        const Covey__Internal__V1__ViewMember *member = view->message->members[i];
-        if (member->state != MEMBER_PENDING && !member_online(the_daemon, member->id)) {
-            status = error_set(err, STATUS_UNAVAILABLE, "peer node %s is down", member->address);
-        }
-    }
-    view_unref(view);
-    return status;
-}
-
 int network_tasks_load(struct sql *sql, const struct network_row *row, int64_t state, struct network_task **tasks, size_t *count, struct arena *arena, struct error *err)
 {
     *tasks = arena_alloc(arena, NETWORK_MEMBERS_MAX * sizeof **tasks);

@@ -3,6 +3,7 @@
 #include "networks.h"
 
 #include "server/daemon/etag.h"
+#include "server/daemon/mask.h"
 #include "server/images/names.h"
 #include <string.h>
 
@@ -19,16 +20,6 @@ struct update {
     struct network_task *tasks;
     size_t count;
 };
-
-static bool in_mask(const Google__Protobuf__FieldMask *mask, const char *field)
-{
-    for (size_t i = 0; mask != NULL && i < mask->n_paths; i++) {
-        if (strcmp(mask->paths[i], field) == 0) {
-            return true;
-        }
-    }
-    return mask == NULL;
-}
 
 static void copy(struct settings *to, const struct settings *from, struct arena *arena)
 {
@@ -203,7 +194,7 @@ static int update_locked(struct rpc_call *call, struct update *in, struct error 
         network_auto_fill(&pick, in->row.type, false, &in->next_shared, in->arena);
     }
     status = status == STATUS_OK ? plan(in, &before, err) : status;
-    status = status == STATUS_OK && in->target == 0 ? network_members_up(err) : status;
+    status = status == STATUS_OK && in->target == 0 ? members_all_up(err) : status;
     bool changed = !same(&in->shared, &in->next_shared) || !same(&in->local, &in->next_local);
     if (status == STATUS_OK && changed && (status = network_tasks_run(in->tasks, in->count, network_apply_on_member, err)) != STATUS_OK) {
         take_back(in, before);
@@ -216,7 +207,7 @@ int network_update(struct rpc_call *call, const ProtobufCMessage *message, Proto
 {
     const Covey__V1__UpdateNetworkRequest *request = (const Covey__V1__UpdateNetworkRequest *)message;
     struct update in = {.request = request, .arena = rpc_arena(call), .caller = rpc_caller(call), .patch = request->update_mask != NULL,
-        .has_config = in_mask(request->update_mask, "config"), .has_description = in_mask(request->update_mask, "description")};
+        .has_config = mask_has(request->update_mask, "config"), .has_description = mask_has(request->update_mask, "description")};
     if (target_resolve(the_daemon, request->target, &in.target, err) != STATUS_OK || name_lock(NETWORK_LOCK_NOUN, request->name, err) != STATUS_OK) {
         return err->code;
     }

@@ -228,7 +228,7 @@ static int phase2(struct rpc_call *call, struct create *in, struct error *err)
     int status = daemon_write_call(call, "begin", phase2_write, in, &result, NULL, err);
     bool one_call = result.len > 0;
     buf_free(&result);
-    status = status == STATUS_OK ? pool_members_up(err) : status;
+    status = status == STATUS_OK ? members_all_up(err) : status;
     status = status == STATUS_OK ? daemon_read(the_daemon, DB_LINEARIZABLE, read_missing, in, NULL, err) : status;
     if (status != STATUS_OK) {
         return status;
@@ -308,7 +308,7 @@ static int remove_on_member(struct pool_task *task, struct arena *arena, struct 
 static int delete_locked(struct rpc_call *call, struct removal *in, struct error *err)
 {
     int status = daemon_read(the_daemon, DB_LINEARIZABLE, removal_load, in, NULL, err);
-    status = status == STATUS_OK && in->count > 0 ? pool_members_up(err) : status;
+    status = status == STATUS_OK && in->count > 0 ? members_all_up(err) : status;
     status = status == STATUS_OK ? daemon_write_call(call, "begin", removal_begin, in, NULL, NULL, err) : status;
     status = status == STATUS_OK ? pool_tasks_run(in->tasks, in->count, remove_on_member, err) : status;
     return status == STATUS_OK ? daemon_write_call(call, "delete", forget_write, &in->row.id, NULL, NULL, err) : status;

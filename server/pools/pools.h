@@ -44,8 +44,6 @@ struct pool_task {
 int pool_tasks_run(struct pool_task *tasks, size_t count, int (*work)(struct pool_task *task, struct arena *arena, struct error *err), struct error *err);
 /* Tasks for the members of the pool whose local state is `state` (-1 = any). */
 int pool_tasks_load(struct sql *sql, const struct pool_row *row, int64_t state, struct pool_task **tasks, size_t *count, struct arena *arena, struct error *err);
-/* `peer node ADDR is down` for the first member that is offline. */
-int pool_members_up(struct error *err);
 
 int pool_create(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);
 int pool_delete(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud);

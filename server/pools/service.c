@@ -1,6 +1,7 @@
 /* covey.v1.StoragePools: reading, changing keys, usage of the disk; create.c makes and removes. All handlers run on the leader, on worker threads. */
 #include "pools.h"
 
+#include "server/daemon/mask.h"
 #include "server/events/events.h"
 #include "server/services.h"
 #include <stdlib.h>
@@ -138,6 +139,7 @@ struct update {
     bool patch, has_config, has_description;
     struct pool_row row;
     int64_t local_state;
+    struct error down; /* a member is missing; found out before, since the transaction may not ask */
     struct settings shared, local; /* as they are */
 };
 
@@ -205,6 +207,10 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
     if (status == STATUS_OK && in->target == 0 && in->row.state != POOL_CREATED) {
         return error_set(err, STATUS_FAILED_PRECONDITION, "Cannot update storage pool global config when not in created state");
     }
+    if (status == STATUS_OK && in->target == 0 && in->down.code != STATUS_OK) {
+        *err = in->down;
+        return err->code;
+    }
     status = status == STATUS_OK ? pool_load_config(sql, in->row.id, 0, &in->shared, in->arena, err) : status;
     if (status == STATUS_OK && member != 0) {
         status = sql_get_int(sql, &in->local_state, err, "SELECT state FROM storage_pools_nodes WHERE storage_pool_id = ?1 AND node_id = ?2", "ii", in->row.id, member);
@@ -224,24 +230,15 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
     return status;
 }
 
-static bool in_mask(const Google__Protobuf__FieldMask *mask, const char *field)
-{
-    for (size_t i = 0; mask != NULL && i < mask->n_paths; i++) {
-        if (strcmp(mask->paths[i], field) == 0) {
-            return true;
-        }
-    }
-    return mask == NULL;
-}
-
 int pool_update(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__V1__UpdateStoragePoolRequest *request = (const Covey__V1__UpdateStoragePoolRequest *)message;
-    struct update in = {.request = request, .arena = rpc_arena(call), .patch = request->update_mask != NULL, .has_config = in_mask(request->update_mask, "config"),
-        .has_description = in_mask(request->update_mask, "description")};
+    struct update in = {.request = request, .arena = rpc_arena(call), .patch = request->update_mask != NULL, .has_config = mask_has(request->update_mask, "config"),
+        .has_description = mask_has(request->update_mask, "description")};
     if (target_resolve(the_daemon, request->target, &in.target, err) != STATUS_OK) {
         return err->code;
     }
+    members_all_up(&in.down);
     int status = daemon_write_call(call, "update", update_write, &in, NULL, NULL, err);
     if (status == STATUS_OK) {
         view_propagate(the_daemon);

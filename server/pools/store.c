@@ -124,21 +124,6 @@ int pool_used_by(struct sql *sql, const struct pool_row *row, int64_t member, co
 
 /* ---- members ---- */
 
-int pool_members_up(struct error *err)
-{
-    enum { MEMBER_PENDING = 1 };
-    const struct view *view = view_get();
-    int status = STATUS_OK;
-    for (size_t i = 0; i < view->message->n_members && status == STATUS_OK; i++) {
-        const Covey__Internal__V1__ViewMember *member = view->message->members[i];
-        if (member->state != MEMBER_PENDING && !member_online(the_daemon, member->id)) {
-            status = error_set(err, STATUS_UNAVAILABLE, "peer node %s is down", member->address);
-        }
-    }
-    view_unref(view);
-    return status;
-}
-
 int pool_tasks_load(struct sql *sql, const struct pool_row *row, int64_t state, struct pool_task **tasks, size_t *count, struct arena *arena, struct error *err)
 {
     *tasks = arena_alloc(arena, POOL_MEMBERS_MAX * sizeof **tasks);

@@ -1,6 +1,7 @@
 /* covey.v1.Profiles: named sets of configuration and devices. All handlers run on the leader, on worker threads. */
 #include "covey/v1/profile.pb-c.h"
 #include "server/daemon/etag.h"
+#include "server/daemon/mask.h"
 #include "server/events/events.h"
 #include "server/instances/rules.h"
 #include "server/instances/settings.h"
@@ -258,21 +259,11 @@ static int update_write(struct sql *sql, void *ud, struct buf *result, struct er
     return status == STATUS_OK ? spec_store(sql, "profile", id, &next, work->arena, err) : status;
 }
 
-static bool in_mask(const Google__Protobuf__FieldMask *mask, const char *field)
-{
-    for (size_t i = 0; mask != NULL && i < mask->n_paths; i++) {
-        if (strcmp(mask->paths[i], field) == 0) {
-            return true;
-        }
-    }
-    return mask == NULL;
-}
-
 static int update_profile(struct rpc_call *call, const ProtobufCMessage *message, ProtobufCMessage **response, struct error *err, void *ud)
 {
     const Covey__V1__UpdateProfileRequest *request = (const Covey__V1__UpdateProfileRequest *)message;
     struct work work = {.arena = rpc_arena(call), .project = project_or_default(request->project), .name = request->name, .if_match = request->if_match,
-        .patch = request->update_mask != NULL, .description = in_mask(request->update_mask, "description") ? request->description : NULL};
+        .patch = request->update_mask != NULL, .description = mask_has(request->update_mask, "description") ? request->description : NULL};
     settings_from_map(&work.spec.config, request->config, request->n_config, work.arena);
     devices_from_map(&work.spec.devices, request->devices, request->n_devices, work.arena);
     if (allowed(call, work.project, err) != STATUS_OK || config_check(&work.spec.config, true, err) != STATUS_OK || device_set_check(&work.spec.devices, false, err) != STATUS_OK) {

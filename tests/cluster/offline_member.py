@@ -23,6 +23,8 @@ def three_with_a_dead_one():
     first.lxc("launch", "busybox", "c1", "--target", "node1")
     first.lxc("launch", "busybox", "c3", "--target", "node3")
     first.lxc("init", "busybox", "c4", "--target", "node3")
+    for target in (*(f"?target={member.name}" for member in cluster), ""):
+        first.rest.post(f"/1.0/storage-pools{target}", {"name": "there", "driver": "dir"})
     cluster[3].kill()
     wait_until(lambda: cluster.leader(), 20, "a leader")
     return cluster
@@ -106,6 +108,12 @@ def offline_member_row_by_row():
             rest.post(f"/1.0/networks?target={one}", {"name": f"br{name}", "type": "bridge"})
         error = refused((500, 503), f"peer node {third.address} is down", rest.post, "/1.0/networks", {"name": f"br{name}", "type": "bridge"})
         no_transport_words(error)
+        # What is there already can be neither changed nor removed; a target that is up can be changed.
+        for verb, path, *body in (("patch", "/1.0/storage-pools/there", {"config": {"rsync.bwlimit": "1MB"}}), ("delete", "/1.0/storage-pools/there")):
+            error = refused((500, 503), f"peer node {third.address} is down", getattr(rest, verb), path, *body)
+            no_transport_words(error)
+        rest.patch("/1.0/storage-pools/there?target=node1", {"config": {"size": "1GB"}})
+        assert rest.get("/1.0/storage-pools/there")["config"] == {}
         image = rest.get("/1.0/images")[0]
         error = refused((400, 503), f"peer node {third.address} is down", rest.delete, image)  # 400: of the operation
         no_transport_words(error)
