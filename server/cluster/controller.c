@@ -17,6 +17,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/utsname.h>
 
 enum { STALE_ENTRY_KEEP_MS = 60000, STALE_ENTRIES_MAX = 64 };
 enum { TICK_MS = 1000, ROLE_CHANGES_MAX = 16, ROLE_RETRY_MS = 5000 };
@@ -364,14 +365,20 @@ static int ensure_first_member(struct sql *sql, void *ud, struct buf *result, st
     const struct daemon *daemon = ud;
     int64_t count = 0;
     struct level_claim claim = upgrade_claim();
+    struct utsname host;
     int status = sql_get_int(sql, &count, err, "SELECT count(*) FROM nodes", "");
     if (status != STATUS_OK || count > 0) {
         return status;
     }
+    uname(&host);
+    int architecture = architecture_id(host.machine);
+    if (architecture == 0) {
+        return error_set(err, STATUS_FAILED_PRECONDITION, "Unknown architecture \"%s\"", host.machine);
+    }
     status = sql_exec(sql, err,
         "INSERT INTO nodes (id, name, address, schema, api_extensions, schema_floor, api_floor, arch, fingerprint, created_at)"
         " VALUES (1, 'none', '0.0.0.0', ?1, ?2, ?3, ?4, ?5, ?6, ?7)", "iiiiisi",
-        claim.level.schema, claim.level.api, claim.floor.schema, claim.floor.api, (int64_t)architecture_id("x86_64"), daemon->server.fingerprint, time_unix_ns());
+        claim.level.schema, claim.level.api, claim.floor.schema, claim.floor.api, (int64_t)architecture, daemon->server.fingerprint, time_unix_ns());
     return status != STATUS_OK ? status : sql_exec(sql, err, "INSERT INTO nodes_cluster_groups (node_id, group_id) VALUES (1, 1)", "");
 }
 

@@ -14,7 +14,7 @@ enum {
     JOIN_TRUST_MS = 5000,        /* a member may take this long to know that we are trusted */
     JOIN_FORMING_WAIT_MS = 10000, /* for another join or bootstrap to end */
     JOIN_ADDRESSES_MAX = 64,
-    JOIN_POOLS_MAX = 64,         /* pools, and keys of one */
+    JOIN_POOLS_MAX = 1024,       /* of the cluster or of the joiner */
 };
 
 struct join {

@@ -37,10 +37,10 @@ static int read_own_pools(struct sql *sql, void *ud, struct error *err)
         covey__internal__v1__pool_spec__init(pool);
         pool->name = arena_strdup(&join->arena, sql_text(s, 1));
         pool->driver = arena_strdup(&join->arena, sql_text(s, 2));
-        pool->config = arena_alloc(&join->arena, JOIN_POOLS_MAX * sizeof *pool->config);
+        pool->config = arena_alloc(&join->arena, POOL_KEYS_MAX * sizeof *pool->config);
         struct sql_stmt *c = sql_query(sql, "SELECT key, value FROM storage_pools_config WHERE storage_pool_id = ?1 ORDER BY key", "i", sql_int(s, 0));
         while (!more && sql_next(c)) {
-            if (pool->n_config == JOIN_POOLS_MAX) {
+            if (pool->n_config == POOL_KEYS_MAX) {
                 more = true;
                 break;
             }
@@ -53,7 +53,7 @@ static int read_own_pools(struct sql *sql, void *ud, struct error *err)
         join->own[join->own_count++] = pool;
     }
     int status = sql_done(s, err);
-    return status == STATUS_OK && more ? error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d storage pools, or keys of one", JOIN_POOLS_MAX) : status;
+    return status == STATUS_OK && more ? error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d storage pools, or %d keys of one", JOIN_POOLS_MAX, POOL_KEYS_MAX) : status;
 }
 
 int join__load_own_pools(struct daemon *daemon, struct join *join, struct error *err)

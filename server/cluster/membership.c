@@ -3,8 +3,8 @@
  * threads. */
 #include "cluster.h"
 
+#include "join.h"
 #include "upgrade.h"
-
 #include "server/config/keys.h"
 #include "server/daemon/identity.h"
 #include "server/daemon/state.h"
@@ -63,87 +63,93 @@ static const char *pool_option(const Covey__Internal__V1__PoolSpec *pool, const 
     return NULL;
 }
 
+static int read_pool_keys(struct sql *sql, struct arena *arena, int64_t id, Covey__Internal__V1__PoolSpec *pool, struct error *err)
+{
+    bool more = false;
+    pool->config = arena_alloc(arena, POOL_KEYS_MAX * sizeof *pool->config);
+    struct sql_stmt *s = sql_query(sql, "SELECT key, value FROM storage_pools_config WHERE storage_pool_id = ?1 AND node_id IS NULL ORDER BY key", "i", id);
+    while (!more && sql_next(s)) {
+        more = pool->n_config == POOL_KEYS_MAX;
+        if (!more) {
+            Covey__Internal__V1__PoolSpec__ConfigEntry *entry = arena_alloc(arena, sizeof *entry);
+            covey__internal__v1__pool_spec__config_entry__init(entry);
+            entry->key = arena_strdup(arena, sql_text(s, 0));
+            entry->value = arena_strdup(arena, sql_text(s, 1));
+            pool->config[pool->n_config++] = entry;
+        }
+    }
+    int status = sql_done(s, err);
+    return status == STATUS_OK && more ? error_set(err, STATUS_RESOURCE_EXHAUSTED, "storage pool %s has more than %d keys", pool->name, POOL_KEYS_MAX) : status;
+}
+
+static int read_pools(struct sql *sql, struct accept *in, struct error *err)
+{
+    bool more = false;
+    int status = STATUS_OK;
+    Covey__Internal__V1__AcceptResponse *out = in->out;
+    out->pools = arena_alloc(in->arena, JOIN_POOLS_MAX * sizeof *out->pools);
+    struct sql_stmt *s = sql_query(sql, "SELECT id, name, driver FROM storage_pools WHERE state = 1 ORDER BY name", "");
+    while (status == STATUS_OK && !more && sql_next(s)) {
+        more = out->n_pools == JOIN_POOLS_MAX;
+        if (!more) {
+            Covey__Internal__V1__PoolSpec *pool = arena_alloc(in->arena, sizeof *pool);
+            covey__internal__v1__pool_spec__init(pool);
+            pool->name = arena_strdup(in->arena, sql_text(s, 1));
+            pool->driver = arena_strdup(in->arena, sql_text(s, 2));
+            out->pools[out->n_pools++] = pool;
+            status = read_pool_keys(sql, in->arena, sql_int(s, 0), pool, err);
+        }
+    }
+    int done = sql_done(s, status == STATUS_OK ? err : NULL);
+    status = status == STATUS_OK ? done : status;
+    return status == STATUS_OK && more ? error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %d storage pools", JOIN_POOLS_MAX) : status;
+}
+
+/* The joiner's pool against the cluster's of the same name. */
+static int check_pool(const Covey__Internal__V1__PoolSpec *have, const Covey__Internal__V1__PoolSpec *wanted, struct arena *arena, struct error *err)
+{
+    if (strcmp(have->driver, wanted->driver) != 0) {
+        return error_set(err, STATUS_FAILED_PRECONDITION, "Mismatching driver for storage pool %s", have->name);
+    }
+    char **differ = arena_alloc(arena, (wanted->n_config + have->n_config + 1) * sizeof *differ);
+    size_t count = 0;
+    for (size_t k = 0; k < wanted->n_config; k++) {
+        char *key = wanted->config[k]->key;
+        if (!pool_key_member(key) && !str_eq(pool_option(have, key), wanted->config[k]->value)) {
+            differ[count++] = key;
+        }
+    }
+    for (size_t k = 0; k < have->n_config; k++) {
+        char *key = have->config[k]->key;
+        if (!pool_key_member(key) && !str_empty(have->config[k]->value) && pool_option(wanted, key) == NULL) {
+            differ[count++] = key;
+        }
+    }
+    if (count == 0) {
+        return STATUS_OK;
+    }
+    struct buf list = {0};
+    qsort(differ, count, sizeof *differ, cmp_text);
+    for (size_t k = 0; k < count; k++) {
+        buf_printf(&list, "%s%s", k > 0 ? ", " : "", differ[k]);
+    }
+    error_set(err, STATUS_FAILED_PRECONDITION, "Mismatching config for storage pool %s: different values for keys: %s", have->name, list.data);
+    buf_free(&list);
+    return err->code;
+}
+
 /* Pools that the joiner has under the same name must fit; the others it makes from what it is told. */
 static int check_pools(struct sql *sql, struct accept *in, struct error *err)
 {
-    const size_t capacity = 64;
-    bool more = false;
-    Covey__Internal__V1__AcceptResponse *out = in->out;
-    out->pools = arena_alloc(in->arena, capacity * sizeof *out->pools);
-    struct sql_stmt *s = sql_query(sql, "SELECT id, name, driver FROM storage_pools WHERE state = 1 ORDER BY name", "");
-    while (!more && sql_next(s)) {
-        if (out->n_pools == capacity) {
-            more = true;
-            break;
-        }
-        Covey__Internal__V1__PoolSpec *pool = arena_alloc(in->arena, sizeof *pool);
-        covey__internal__v1__pool_spec__init(pool);
-        pool->name = arena_strdup(in->arena, sql_text(s, 1));
-        pool->driver = arena_strdup(in->arena, sql_text(s, 2));
-        pool->config = arena_alloc(in->arena, capacity * sizeof *pool->config);
-        struct sql_stmt *c = sql_query(sql, "SELECT key, value FROM storage_pools_config WHERE storage_pool_id = ?1 AND node_id IS NULL ORDER BY key", "i", sql_int(s, 0));
-        while (!more && sql_next(c)) {
-            if (pool->n_config == capacity) {
-                more = true;
-                break;
+    int status = read_pools(sql, in, err);
+    for (size_t i = 0; i < in->out->n_pools && status == STATUS_OK; i++) {
+        for (size_t j = 0; j < in->request->n_pools && status == STATUS_OK; j++) {
+            if (strcmp(in->request->pools[j]->name, in->out->pools[i]->name) == 0) {
+                status = check_pool(in->request->pools[j], in->out->pools[i], in->arena, err);
             }
-            Covey__Internal__V1__PoolSpec__ConfigEntry *entry = arena_alloc(in->arena, sizeof *entry);
-            covey__internal__v1__pool_spec__config_entry__init(entry);
-            entry->key = arena_strdup(in->arena, sql_text(c, 0));
-            entry->value = arena_strdup(in->arena, sql_text(c, 1));
-            pool->config[pool->n_config++] = entry;
-        }
-        if (sql_done(c, err) != STATUS_OK) {
-            sql_done(s, NULL);
-            return err->code;
-        }
-        out->pools[out->n_pools++] = pool;
-    }
-    if (sql_done(s, err) != STATUS_OK) {
-        return err->code;
-    }
-    if (more) {
-        return error_set(err, STATUS_RESOURCE_EXHAUSTED, "more than %zu storage pools, or keys of one", capacity);
-    }
-    for (size_t i = 0; i < out->n_pools; i++) {
-        const Covey__Internal__V1__PoolSpec *have = NULL;
-        for (size_t j = 0; j < in->request->n_pools; j++) {
-            if (strcmp(in->request->pools[j]->name, out->pools[i]->name) == 0) {
-                have = in->request->pools[j];
-            }
-        }
-        if (have == NULL) {
-            continue;
-        }
-        if (strcmp(have->driver, out->pools[i]->driver) != 0) {
-            return error_set(err, STATUS_FAILED_PRECONDITION, "Mismatching driver for storage pool %s", have->name);
-        }
-        char *differ[128];
-        size_t count = 0;
-        for (size_t k = 0; k < out->pools[i]->n_config && count < 64; k++) {
-            char *key = out->pools[i]->config[k]->key;
-            if (!pool_key_member(key) && !str_eq(pool_option(have, key), out->pools[i]->config[k]->value)) {
-                differ[count++] = key;
-            }
-        }
-        for (size_t k = 0; k < have->n_config && count < 128; k++) {
-            char *key = have->config[k]->key;
-            if (!pool_key_member(key) && !str_empty(have->config[k]->value) && pool_option(out->pools[i], key) == NULL) {
-                differ[count++] = key;
-            }
-        }
-        if (count > 0) {
-            struct buf list = {0};
-            qsort(differ, count, sizeof *differ, cmp_text);
-            for (size_t k = 0; k < count; k++) {
-                buf_printf(&list, "%s%s", k > 0 ? ", " : "", differ[k]);
-            }
-            error_set(err, STATUS_FAILED_PRECONDITION, "Mismatching config for storage pool %s: different values for keys: %s", have->name, list.data);
-            buf_free(&list);
-            return err->code;
         }
     }
-    return STATUS_OK;
+    return status;
 }
 
 /* A server joins under the name for which it was trusted: a token for one name is none for another. */

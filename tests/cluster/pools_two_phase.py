@@ -135,6 +135,21 @@ def pending_pool_stops_no_join():
 
 
 @test(120)
+def many_pools_stop_no_join():
+    """Eighty pools, one of them with a hundred keys: a joiner makes them all."""
+    cluster = Cluster(1)
+    for number in range(80):
+        create(cluster[1], f"pool{number}", **({f"user.key{key}": "v" for key in range(100)} if number == 0 else {}))
+    joiner = cluster.add()
+    joiner.join(cluster[1], "token")
+    cluster.wait_online()
+    pools = joiner.rest.get("/1.0/storage-pools?recursion=1")
+    assert len(pools) == 81 and all(sorted(pool["locations"]) == ["node1", "node2"] for pool in pools), len(pools)
+    assert all(os.path.isdir(os.path.join(joiner.dir, "storage-pools", f"pool{number}")) for number in range(80))
+    assert len(joiner.rest.get("/1.0/storage-pools/pool0")["config"]) >= 100
+
+
+@test(120)
 def joiner_with_pools_of_its_own():
     """A pool of the same name is kept with its place; another driver is refused; member keys asked for are those of all members."""
     needs_covey("questions differ from member to member there")
