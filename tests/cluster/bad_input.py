@@ -264,6 +264,8 @@ def check_untrusted(member, certificate):
 @test(180)
 def bad_input():
     cluster = Cluster(2)
+    if not peer_is_lxd():
+        wait_until(lambda: cluster.roles()["node2"] == "stand-by", 30, "roles at rest")
     certificate = client_certificate()
     pids = [member.process.pid for member in cluster]
     before = [state(member) for member in cluster]
