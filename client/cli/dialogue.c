@@ -503,7 +503,7 @@ static int aborted(struct error *err) { return error_set(err, STATUS_CANCELLED, 
 /* Shows the fingerprint of the cluster's certificate and asks whether it is the right one. */
 static int ask_fingerprint(struct cli *cli, const char *fingerprint, struct error *err)
 {
-    printf("Cluster fingerprint: %s\nYou can validate this fingerprint by running \"lxc info\" locally on an existing cluster member.\n", fingerprint);
+    printf("Cluster fingerprint: %s\nCompare it with the certificate fingerprint that \"lxc info\" shows on a member.\n", fingerprint);
     for (int tries = 0; tries < CLI_QUESTION_TRIES_MAX; tries++) {
         char *answer;
         ASK(cli_ask(cli, "Is this the correct fingerprint? (yes/no/[fingerprint]) [default=no]: ", "no", &answer, err));

@@ -35,7 +35,7 @@ static void join_clear(struct join *join)
     arena_clear(&join->arena);
 }
 
-static void add_address(struct join *join, const char *address)
+void join__add_address(struct join *join, const char *address)
 {
     for (size_t i = 0; i < join->address_count; i++) {
         if (strcmp(join->addresses[i], address) == 0) {
@@ -103,7 +103,7 @@ static int introduce_self(struct daemon *daemon, struct join *join, const char *
         join->former_type = known->former_type;
         join->former_name = known->former_name;
         for (size_t i = 0; i < known->n_addresses; i++) {
-            add_address(join, known->addresses[i]);
+            join__add_address(join, known->addresses[i]);
         }
         return status;
     }
@@ -166,178 +166,6 @@ static bool abandon_self(struct daemon *daemon, struct join *join)
     return !worth_repeating(status);
 }
 
-/* ---- the state kept over restarts ---- */
-
-int join__save(struct daemon *daemon, struct join *join, const char *phase, struct error *err)
-{
-    json_t *addresses = json_array();
-    for (size_t i = 0; i < join->address_count; i++) {
-        json_array_append_new(addresses, json_string(join->addresses[i]));
-    }
-    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:o, s:b, s:I, s:s*, s:I, s:I, s:s*, s:s*, s:s*, s:O*, s:O*}", "phase", phase, "name", join->name, "address",
-        join->address, "join_id", join->join_id, "fingerprint", join->fingerprint, "addresses", addresses, "introduced", (int)join->introduced, "former_type",
-        (json_int_t)join->former_type, "former_name", join->former_name, "id", (json_int_t)join->id, "epoch", (json_int_t)join->epoch, "cluster_id", join->cluster_id,
-        "cert", join->cluster_cert, "key", join->cluster_key, "pools", join->pools, "networks", join->networks);
-    char *text = json_dumps(object, JSON_COMPACT);
-    int status = text != NULL ? local_state_set(daemon->local, "join", text, err) : error_set(err, STATUS_INTERNAL, "cannot encode the state of the join");
-    free(text);
-    json_decref(object);
-    return status;
-}
-
-static void copy_text(char *out, size_t size, json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    snprintf(out, size, "%s", text != NULL ? text : "");
-}
-
-static json_t *load_object(struct daemon *daemon)
-{
-    char *text = local_state_get(daemon->local, "join");
-    json_t *object = text != NULL ? json_loads(text, 0, NULL) : NULL;
-    free(text);
-    return object;
-}
-
-static bool in_phase(const json_t *object, const char *phase)
-{
-    return str_eq(json_string_value(json_object_get(object, "phase")), phase);
-}
-
-/* Fills join from the state, whose texts it borrows. */
-static void load(struct join *join, json_t *object)
-{
-    json_t *address;
-    size_t i;
-    copy_text(join->name, sizeof join->name, object, "name");
-    copy_text(join->address, sizeof join->address, object, "address");
-    copy_text(join->join_id, sizeof join->join_id, object, "join_id");
-    copy_text(join->fingerprint, sizeof join->fingerprint, object, "fingerprint");
-    json_array_foreach(json_object_get(object, "addresses"), i, address) {
-        add_address(join, json_string_value(address));
-    }
-    join->introduced = json_is_true(json_object_get(object, "introduced"));
-    join->known_by_ms = time_mono_ms() + JOIN_TRUST_MS;
-    join->former_type = json_integer_value(json_object_get(object, "former_type"));
-    join->former_name = json_string_value(json_object_get(object, "former_name"));
-    join->id = (uint64_t)json_integer_value(json_object_get(object, "id"));
-    join->epoch = (uint64_t)json_integer_value(json_object_get(object, "epoch"));
-    join->cluster_id = json_string_value(json_object_get(object, "cluster_id"));
-    join->cluster_cert = json_string_value(json_object_get(object, "cert"));
-    join->cluster_key = json_string_value(json_object_get(object, "key"));
-    join->pools = json_incref(json_object_get(object, "pools"));
-    join->networks = json_incref(json_object_get(object, "networks"));
-}
-
-static void forget(struct daemon *daemon)
-{
-    struct error err = ERROR_INIT;
-    if (local_state_set(daemon->local, "join", NULL, &err) != STATUS_OK) {
-        log_error("join.state", "error=\"%s\"", err.text);
-    }
-}
-
-/* ---- the exchange of the database ---- */
-
-static int move(const char *from, const char *to, struct error *err)
-{
-    if (rename(from, to) != 0 && errno != ENOENT) {
-        return error_set(err, STATUS_INTERNAL, "cannot rename %s to %s: %s", from, to, strerrordesc_np(errno));
-    }
-    return STATUS_OK;
-}
-
-/* Into the cluster: repeatable. */
-static int switch_over(struct daemon *daemon, struct join *join, struct error *err)
-{
-    char *now = xasprintf("%s/database/global", daemon->dir), *before = xasprintf("%s/database/global.before", daemon->dir);
-    int status = STATUS_OK;
-    state_close_database(daemon);
-    members_forget_channels();
-    crash_point("join:closed");
-    if (access(before, F_OK) != 0) { /* else `now` is what this join made already: a voter must never forget its log */
-        status = move(now, before, err);
-    }
-    crash_point("join:moved");
-    if (status == STATUS_OK) {
-        status = identity_set_cluster(daemon, join->cluster_cert, join->cluster_key, err);
-    }
-    crash_point("join:identity");
-    if (status == STATUS_OK) {
-        status = cluster_local_state(daemon, join->name, join->cluster_id, join->epoch, join->id, err);
-    }
-    crash_point("join:placed");
-    if (status == STATUS_OK) {
-        state_set_identity(daemon, join->id, true, join->name);
-        if (join->view != NULL) {
-            view_forget(daemon); /* the standalone server's terms mean nothing here */
-            view_install(daemon, join->view);
-            view_persist(daemon);
-        }
-        crash_point("join:view");
-        status = state_open_database(daemon, err);
-    }
-    free(now);
-    free(before);
-    return status;
-}
-
-/* Back to what the server was: repeatable. */
-static int switch_back(struct daemon *daemon, struct error *err)
-{
-    char *now = xasprintf("%s/database/global", daemon->dir), *before = xasprintf("%s/database/global.before", daemon->dir);
-    state_close_database(daemon);
-    members_forget_channels();
-    int status = STATUS_OK;
-    if (access(before, F_OK) == 0) {
-        status = dir_remove_all(now, err);
-        crash_point("join:emptied");
-        status = status == STATUS_OK ? move(before, now, err) : status;
-    }
-    crash_point("join:restored");
-    if (status == STATUS_OK) {
-        status = cluster_local_state(daemon, NULL, NULL, 0, 1, err);
-    }
-    identity_drop_cluster(daemon);
-    state_set_identity(daemon, 1, false, "");
-    view_forget(daemon);
-    if (status == STATUS_OK) {
-        status = state_open_database(daemon, err);
-    }
-    free(now);
-    free(before);
-    return status;
-}
-
-/* The former database is nobody's any more; only then the state goes, so that no later join takes it for its own. */
-static int drop_former(struct daemon *daemon, struct error *err)
-{
-    char *before = xasprintf("%s/database/global.before", daemon->dir);
-    int status = dir_remove_all(before, err);
-    free(before);
-    crash_point("join:dropped");
-    return status == STATUS_OK ? local_state_set(daemon->local, "join", NULL, err) : status;
-}
-
-int join_prepare(struct daemon *daemon, struct error *err)
-{
-    json_t *object = load_object(daemon);
-    int status = STATUS_OK;
-    if (in_phase(object, "joined")) {
-        status = drop_former(daemon, err);
-    } else if (in_phase(object, "switching") && !daemon_clustered(daemon)) { /* the exchange had only begun, or was undone */
-        char *now = xasprintf("%s/database/global", daemon->dir), *before = xasprintf("%s/database/global.before", daemon->dir);
-        if (access(before, F_OK) == 0) {
-            status = dir_remove_all(now, err);
-            status = status == STATUS_OK ? move(before, now, err) : status;
-        }
-        free(now);
-        free(before);
-    }
-    json_decref(object);
-    return status;
-}
-
 static int complete_self(struct daemon *daemon, struct join *join, struct error *err)
 {
     Covey__Internal__V1__CompleteRequest request = COVEY__INTERNAL__V1__COMPLETE_REQUEST__INIT;
@@ -369,12 +197,12 @@ bool join_exchanging(void)
 static int finish(struct daemon *daemon, struct join *join, struct error *err)
 {
     atomic_store(&exchanging, true);
-    int status = switch_over(daemon, join, err);
+    int status = join__switch_over(daemon, join, err);
     if (status == STATUS_OK) {
         status = complete_self(daemon, join, err);
         if (status == STATUS_OK) {
             struct error drop = ERROR_INIT;
-            if (join__save(daemon, join, "joined", &drop) != STATUS_OK || drop_former(daemon, &drop) != STATUS_OK) {
+            if (join__save(daemon, join, "joined", &drop) != STATUS_OK || join__drop_former(daemon, &drop) != STATUS_OK) {
                 log_error("join.former", "error=\"%s\"", drop.text); /* the next start tries again */
             }
             networks_sync(daemon); /* those that this server had alone go */
@@ -389,14 +217,14 @@ static int finish(struct daemon *daemon, struct join *join, struct error *err)
     }
     struct error back = ERROR_INIT;
     bool told = abandon_self(daemon, join);
-    if (switch_back(daemon, &back) != STATUS_OK) {
+    if (join__switch_back(daemon, &back) != STATUS_OK) {
         core_panic(__FILE__, __LINE__, "cannot return to the former database: %s", back.text); /* the next start tries again */
     }
     atomic_store(&exchanging, false);
     join__unmake_networks(daemon, join);
     join__unmake_pools(daemon, join);
     if (told) {
-        forget(daemon);
+        join__forget(daemon);
     } else if (join__save(daemon, join, "abandoning", &back) != STATUS_OK) {
         log_error("join.state", "error=\"%s\"", back.text);
     }
@@ -413,7 +241,7 @@ static void undo(struct daemon *daemon, struct join *join, int status)
     join__unmake_pools(daemon, join);
     bool maybe_known = join->introduced || worth_repeating(status);
     if (!maybe_known || abandon_self(daemon, join)) {
-        forget(daemon);
+        join__forget(daemon);
     } else if (join__save(daemon, join, "abandoning", &err) != STATUS_OK) {
         log_error("join.state", "error=\"%s\"", err.text);
     }
@@ -424,7 +252,7 @@ static bool settle_earlier(struct daemon *daemon, json_t *object)
 {
     struct join earlier = {0};
     arena_init(&earlier.arena);
-    load(&earlier, object);
+    join__load(&earlier, object);
     join__unmake_networks(daemon, &earlier);
     join__unmake_pools(daemon, &earlier);
     bool told = abandon_self(daemon, &earlier);
@@ -459,8 +287,8 @@ static void log_dropped(struct daemon *daemon)
 
 static int join_steps(struct daemon *daemon, struct join *join, const Covey__V1__UpdateClusterRequest *request, const char *password, struct error *err)
 {
-    json_t *earlier = load_object(daemon);
-    bool open = in_phase(earlier, "switching");
+    json_t *earlier = join__load_object(daemon);
+    bool open = join__in_phase(earlier, "switching");
     if (earlier != NULL && !open) {
         settle_earlier(daemon, earlier);
     }
@@ -520,7 +348,7 @@ static void add_token_addresses(struct join *join, const char *password)
         char canonical[300];
         for (size_t i = 0; token.addresses != NULL && token.addresses[i] != NULL; i++) {
             if (address_canonical(token.addresses[i], canonical, sizeof canonical, NULL) == STATUS_OK) {
-                add_address(join, canonical);
+                join__add_address(join, canonical);
             }
         }
     }
@@ -541,7 +369,7 @@ static int join_run(struct op *op, struct error *err)
     uuid_new(join.join_id);
     snprintf(join.name, sizeof join.name, "%s", request->server_name);
     snprintf(join.address, sizeof join.address, "%s", request->server_address);
-    add_address(&join, request->cluster_address);
+    join__add_address(&join, request->cluster_address);
     add_token_addresses(&join, password);
     int status = cert_fingerprint(request->cluster_certificate, join.fingerprint, err);
     status = status == STATUS_OK ? wait_forming(err) : status; /* two requests at once would exchange the database under each other */
@@ -646,7 +474,7 @@ static void resume_switching(struct daemon *daemon, json_t *object)
     struct join join = {0};
     struct error err = ERROR_INIT;
     arena_init(&join.arena);
-    load(&join, object);
+    join__load(&join, object);
     log_info("join.resume", "member=%s", join.name);
     while (worth_repeating(finish(daemon, &join, &err))) {
         log_warn("join.resume", "error=\"%s\"", err.text);
@@ -663,15 +491,15 @@ static void resume_abandoning(struct daemon *daemon)
     enum { PAUSE_MS = 5000 };
     int64_t end = time_mono_ms() + (int64_t)PENDING_MEMBER_KEEP_S * 1000;
     for (;;) {
-        json_t *object = load_object(daemon);
-        if (object == NULL || in_phase(object, "switching") || in_phase(object, "joined")) {
+        json_t *object = join__load_object(daemon);
+        if (object == NULL || join__in_phase(object, "switching") || join__in_phase(object, "joined")) {
             json_decref(object);
             return; /* settled by a later join */
         }
         bool told = settle_earlier(daemon, object);
         json_decref(object);
         if (told || time_mono_ms() >= end) {
-            forget(daemon);
+            join__forget(daemon);
             return;
         }
         forming_end(); /* others need not wait for this */
@@ -690,13 +518,13 @@ static void *resume_main(void *ud)
     while (!resume->begun && forming_begin(NULL) != STATUS_OK) { /* an interrupted bootstrap that goes on, too: bounded */
         usleep(JOIN_PAUSE_MS * 1000);
     }
-    json_t *object = load_object(daemon);
-    if (in_phase(object, "switching")) {
+    json_t *object = join__load_object(daemon);
+    if (join__in_phase(object, "switching")) {
         resume_switching(daemon, object);
         json_decref(object);
-        object = load_object(daemon);
+        object = join__load_object(daemon);
     }
-    if (object != NULL && !in_phase(object, "joined") && !in_phase(object, "switching")) {
+    if (object != NULL && !join__in_phase(object, "joined") && !join__in_phase(object, "switching")) {
         resume_abandoning(daemon);
     }
     json_decref(object);
@@ -708,9 +536,9 @@ static void *resume_main(void *ud)
 
 int join_resume(struct daemon *daemon, struct error *err)
 {
-    json_t *object = load_object(daemon);
+    json_t *object = join__load_object(daemon);
     bool any = object != NULL;
-    if (in_phase(object, "switching")) { /* before anybody asks */
+    if (join__in_phase(object, "switching")) { /* before anybody asks */
         atomic_store(&exchanging, true);
     }
     json_decref(object);

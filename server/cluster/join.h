@@ -43,8 +43,21 @@ struct join {
 /* Calls "service.method" through any member until one answers, at most total_ms. */
 int join__call(struct daemon *daemon, struct join *join, const char *service, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response,
                int64_t total_ms, struct error *err);
+void join__add_address(struct join *join, const char *address); /* of a member, canonical; copied. More than JOIN_ADDRESSES_MAX are not needed */
+
+/* ---- join_exchange.c: the state, and the exchange of the database ---- */
 /* Writes the join's state to the local database under this phase; before the step that it names. */
 int join__save(struct daemon *daemon, struct join *join, const char *phase, struct error *err);
+json_t *join__load_object(struct daemon *daemon); /* the state, the caller's; NULL = there is no join */
+bool join__in_phase(const json_t *object, const char *phase);
+/* Fills join from the state, whose texts it borrows. */
+void join__load(struct join *join, json_t *object);
+void join__forget(struct daemon *daemon); /* there is no join any more; a failure is logged */
+/* Into the cluster; and back to what the server was. Both may be repeated, also after a restart. */
+int join__switch_over(struct daemon *daemon, struct join *join, struct error *err);
+int join__switch_back(struct daemon *daemon, struct error *err);
+/* Removes the former database, which is nobody's any more; only then the state goes, so that no later join takes it for its own. */
+int join__drop_former(struct daemon *daemon, struct error *err);
 
 /* ---- join_pools.c ---- */
 int join__load_own_pools(struct daemon *daemon, struct join *join, struct error *err);
