@@ -351,15 +351,15 @@ static void take_requests(struct run *run)
     if (read(s->event_fd, &rings, sizeof(rings)) < 0 && errno != EAGAIN)
         log_warn("exec.ring", "errno=%d", errno);
     pthread_mutex_lock(&s->lock);
-    unsigned count = s->signal_count;
+    /* Nothing before it runs: a signal that the helper gets earlier finds no command. The wait is bounded by start_until. */
+    unsigned count = run->started ? s->signal_count : 0;
     memcpy(signals, s->signals, sizeof(signals));
-    s->signal_count = 0;
+    s->signal_count -= count;
     struct winsize size = {.ws_col = (unsigned short)s->width, .ws_row = (unsigned short)s->height};
     if (run->master >= 0)
         s->width = s->height = 0;
     const struct exec_stream *control = &s->streams[EXEC_CONTROL], *main_out = &s->streams[s->interactive ? EXEC_STDIN : EXEC_STDOUT];
     bool lost = s->wait && (control->used ? control->lost : main_out->lost);
-    /* Not before it runs: a signal that the helper gets earlier finds no command. The wait is bounded by start_until. */
     bool kill_it = (s->kill || s->cancelled || lost) && run->started && !run->killed;
     pthread_mutex_unlock(&s->lock);
     if (run->master >= 0 && size.ws_col && ioctl(run->master, TIOCSWINSZ, &size) < 0)
@@ -533,9 +533,9 @@ static void loop_once(struct run *run)
     }
     if (poll(fds, 5, wait) < 0 && errno != EINTR)
         core_panic(__FILE__, __LINE__, "poll failed: errno %d", errno);
-    take_requests(run);
     if (fds[1].revents)
         listen_helper(run);
+    take_requests(run);
     feed(run);
     bool moved = false, held = false;
     for (int i = 0; i < OUTPUTS; i++) {

@@ -50,8 +50,8 @@ static void refuse(struct exec_link *link, enum status code, const char *text)
     rpc_finish(link->call, NULL, code, &err);
 }
 
-/* Gives the link to the session's stream with this secret, once. Takes the session's reference. */
-static bool attach_to(struct exec_link *link, struct exec_session *session, const char *secret)
+/* Gives the link to the session's stream with this secret, once, or refuses it. Takes the session's reference. */
+static void attach_to(struct exec_link *link, struct exec_session *session, const char *secret)
 {
     int stream = -1;
     pthread_mutex_lock(&session->lock);
@@ -71,22 +71,23 @@ static bool attach_to(struct exec_link *link, struct exec_session *session, cons
     pthread_mutex_unlock(&session->lock);
     exec__ring(session);
     if (stream >= 0)
-        return true;
+        return;
     exec__unref(session);
     refuse(link, STATUS_PERMISSION_DENIED, "not authorized");
     link_unref(link);
-    return false;
 }
 
-/* The first frame: which session and stream. Whether reading may go on. */
+/* The first frame: which session and stream. Whether reading may go on: also that of a refused call does, to its end, where its reference comes back. */
 static bool attach(struct exec_link *link, const Covey__V1__StreamFrame *frame)
 {
     struct host *host = link->host;
     if (!attempt_end(link))
-        return false; /* it came too late and is being refused */
+        return true; /* it came too late and is being refused */
     struct exec_session *session = exec__find(host, frame->id);
-    if (session)
-        return attach_to(link, session, frame->secret);
+    if (session) {
+        attach_to(link, session, frame->secret);
+        return true;
+    }
     pthread_mutex_lock(&host->lock);
     link->operation = xstrdup(frame->id);
     link->secret = xstrdup(frame->secret);
@@ -119,8 +120,8 @@ void stream__offer(struct host *host, const char *operation)
             return;
         }
         atomic_fetch_add(&link->refs, 1);
-        if (attach_to(link, session, link->secret))
-            rpc_read_resume(link->call);
+        attach_to(link, session, link->secret);
+        rpc_read_resume(link->call);
         link_unref(link);
     }
 }
@@ -200,6 +201,7 @@ static void on_done(struct rpc_call *call, void *ud)
         link_unref(link);
     }
     rpc_finish(call, NULL, STATUS_CANCELLED, NULL); /* ignored when it ended already */
+    rpc_read_resume(call);                          /* to the end, which gives on_message's reference back */
     link_unref(link);
 }
 

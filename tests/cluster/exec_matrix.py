@@ -85,13 +85,13 @@ def exec_matrix():
             pass
     if not peer_is_lxd():  # a stray attempt ends its whole session
         run.signal(9)
-        assert run.result(20) == 137
+        assert run.result(20) == 137, run.result(1)
     run.close()
     # The control stream lost: the process does not live on.
     run = Execution(cluster[1].rest, "c1", ["sleep", "1000"])
     time.sleep(0.3)
     run.streams["control"].close()
-    assert run.result(20) == 137
+    assert run.result(20) == 137, run.result(1)
     run.close()
     # All streams lost while the process is being started: the same.
     gone = []
@@ -102,7 +102,7 @@ def exec_matrix():
         gone.append(run)
     for run in gone:
         try:
-            assert run.result(20) == 137
+            assert run.result(20) == 137, run.result(1)
         except RestError as error:
             assert error.code in (400, 404), error
     # No stream opened: the operation fails by itself.

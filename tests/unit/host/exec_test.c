@@ -115,8 +115,8 @@ static void begin(struct session *s)
     assert_int_equal(pthread_create(&s->thread, NULL, exec_main, s), 0);
 }
 
-/* The session is known to the agent once its control stream can be connected; before, the secret is refused. */
-static void begin_connected(struct session *s, bool control)
+/* The session is known to the agent once its control stream can be connected; before, the secret is refused. early_control goes out before the command starts. */
+static void begin_connected_with(struct session *s, bool control, const char *early_control)
 {
     begin(s);
     int first = control ? 3 : 0, status;
@@ -129,9 +129,16 @@ static void begin_connected(struct session *s, bool control)
         rpc_call_unref(s->stream[first]);
         usleep(2000);
     }
+    if (early_control)
+        OK(send_frame(s->stream[3], NULL, NULL, NULL, 0, false, early_control));
     for (int i = 0; i < 3; i++)
         if (i != first && s->secret[i][0])
             connect_one(s, i);
+}
+
+static void begin_connected(struct session *s, bool control)
+{
+    begin_connected_with(s, control, NULL);
 }
 
 /* Reads a stream to its end. */
@@ -246,6 +253,17 @@ static void test_signals(void **state)
         assert_int_equal(s->result, lost ? 137 : 143);
         assert_string_equal(s->error, "");
     }
+}
+
+/* A signal that comes while the command is being started reaches it. */
+static void test_early_signal(void **state)
+{
+    NEEDS_ROOT();
+    static const char *const command[] = {"sleep", "100", NULL};
+    struct session *s = session_new(false, true, command);
+    begin_connected_with(s, true, "{\"command\":\"signal\",\"args\":null,\"signal\":15}");
+    finish(s);
+    assert_int_equal(s->result, 143);
 }
 
 static void *feed_main(void *ud)
@@ -435,7 +453,7 @@ static void test_many_in_turn(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_streams), cmocka_unit_test(test_start_failures), cmocka_unit_test(test_signals), cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_streams), cmocka_unit_test(test_start_failures), cmocka_unit_test(test_signals), cmocka_unit_test(test_early_signal), cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_slow_reader), cmocka_unit_test(test_terminal), cmocka_unit_test(test_secrets_and_timeout),
         cmocka_unit_test(test_without_streams), cmocka_unit_test(test_many_in_turn),
     };
