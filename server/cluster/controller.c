@@ -174,20 +174,6 @@ static bool has_row(const struct domain_rows *rows, uint64_t id)
     return false;
 }
 
-/* Whether an entry without a member has a vote still. It counts for every majority and may be dead for ever, and the plan does not know it: no live member may
- * give up its vote meanwhile. */
-static bool stale_vote(const struct domain_rows *rows)
-{
-    struct raft_node_server servers[PLANNED_MEMBERS_MAX];
-    size_t count = state_raft_servers(servers, sizeof servers / sizeof *servers);
-    for (size_t i = 0; i < count; i++) {
-        if (servers[i].role == RAFT_NODE_VOTER && !has_row(rows, servers[i].id)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* Members without a Raft entry become spares, entries without a member go (spec/cluster.md 5.6). */
 static int reconcile_servers(struct daemon *daemon, const struct domain_rows *rows, struct error *err)
 {
@@ -232,11 +218,7 @@ static struct role_change next_change(struct daemon *daemon, const struct domain
     struct raft_node_server servers[PLANNED_MEMBERS_MAX];
     size_t server_count = state_raft_servers(servers, sizeof servers / sizeof *servers);
     for (size_t i = 0; i < server_count && count < PLANNED_MEMBERS_MAX; i++) {
-        bool known = false;
-        for (size_t j = 0; j < count; j++) {
-            known = known || members[j].id == servers[i].id;
-        }
-        if (!known) {
+        if (!has_row(rows, servers[i].id)) {
             members[count++] = (struct role_member){.id = servers[i].id, .role = (enum member_role)state_raft_role(servers[i].id)};
         }
     }
@@ -266,8 +248,7 @@ int controller_rebalance(struct daemon *daemon, struct error *err)
     }
     for (unsigned i = 0; i < ROLE_CHANGES_MAX && status == STATUS_OK && daemon_leads(daemon); i++) {
         struct role_change change = next_change(daemon, rows);
-        bool takes_vote = change.role != ROLE_VOTER && state_raft_role(change.id) == ROLE_VOTER && member_online(daemon, change.id);
-        if (change.id == 0 || (takes_vote && stale_vote(rows))) {
+        if (change.id == 0) {
             break;
         }
         log_info("roles.assign", "member=%" PRIu64 " role=%s", change.id,
