@@ -251,10 +251,10 @@ int run_trust_add(struct cli *cli, struct error *err)
     if (!file)
         return add_token(cli, client, request, err);
     struct buf pem = {0};
-    char *der = NULL;
+    char *der = NULL, fingerprint[FINGERPRINT_SIZE];
     status = file_read(file, CERTIFICATE_BYTES_MAX, &pem, err);
     if (!status)
-        status = cert_check_pem(pem.data ? pem.data : "", NULL, NULL, err);
+        status = cert_check_pem(pem.data ? pem.data : "", fingerprint, NULL, err);
     if (!status && !(der = cert_pem_to_base64_der(pem.data)))
         status = error_set(err, STATUS_INVALID_ARGUMENT, "%s is not a PEM certificate", file);
     buf_free(&pem);

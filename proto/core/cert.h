@@ -40,7 +40,7 @@ bool cert_verify(const char *cert_pem, const char *text, const uint8_t *signatur
 int cert_fingerprint(const char *pem, char out[FINGERPRINT_SIZE], struct error *err);
 /* Parses DER (given in base64, without armour) fully and gives PEM + fingerprint + common name (each malloc'ed / buffer). */
 int cert_from_base64_der(const char *base64, char **pem, char fingerprint[FINGERPRINT_SIZE], char **common_name, struct error *err);
-/* Parses a PEM text fully; gives fingerprint and common name (may be NULL). Rejects text that is not exactly one certificate. */
+/* Parses a PEM text fully; gives fingerprint and common name (only the latter pointer may be NULL). Rejects text that is not exactly one certificate. */
 int cert_check_pem(const char *pem, char fingerprint[FINGERPRINT_SIZE], char **common_name, struct error *err);
 /* Validity dates, unix seconds. Parses X.509 (about 100 us): not for every call. */
 int cert_dates(const char *pem, int64_t *from, int64_t *until, struct error *err);

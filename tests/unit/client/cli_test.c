@@ -219,6 +219,19 @@ static void images(void **state)
     expect_in(run_input(NULL, "$C image export evil"), 1, "", "file name that is no name");
 }
 
+static void trust_add(void **state)
+{
+    static const char make[] = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=x -keyout $T/x.key -out $T/x.crt 2>/dev/null; ";
+    fake_set("CreateCertificate", 0, "{}");
+    free(fake_log());
+    char *command = xasprintf("%s$C config trust add $T/x.crt --name laptop", make);
+    expect(run_input(NULL, command), 0, "", "");
+    free(command);
+    logged("CreateCertificate {\"type\":\"client\",\"name\":\"laptop\"");
+    expect(run_input(NULL, "$C config trust add $T/x.key"), 1, "", "Error: Certificate must be base64 encoded PEM certificate\n");
+    expect(run_input(NULL, "$C config trust add $T/absent.crt"), 1, "", NULL);
+}
+
 static void preseed(void **state)
 {
     fake_set("GetServer", 0, SERVER);
@@ -456,7 +469,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(simple_calls), cmocka_unit_test(instance_list), cmocka_unit_test(members_and_tokens), cmocka_unit_test(operations),
         cmocka_unit_test(exec),         cmocka_unit_test(exec_terminal), cmocka_unit_test(exec_signal),        cmocka_unit_test(images),
-        cmocka_unit_test(preseed),      cmocka_unit_test(remote_and_join), cmocka_unit_test(administration),   cmocka_unit_test(watch),
+        cmocka_unit_test(trust_add), cmocka_unit_test(preseed),      cmocka_unit_test(remote_and_join), cmocka_unit_test(administration),   cmocka_unit_test(watch),
         cmocka_unit_test(dialogue),     cmocka_unit_test(joining_dialogue), cmocka_unit_test(becomes_daemon),
     };
     return cmocka_run_group_tests(tests, start, stop);
