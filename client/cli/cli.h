@@ -129,6 +129,8 @@ void signals_save_terminal(int fd, const struct termios *settings);
 enum { CLI_SHORT_TIME_SIZE = 32 };
 /* "Nov 21, 2026 at 2:15pm (UTC)", as lxc shows it; "" when the text is no time. */
 void cli_short_time(const char *rfc3339, char out[CLI_SHORT_TIME_SIZE]);
+/* "2026/11/21 11:42 UTC", the other form that lxc uses; "" for the times before 1971 that stand for never. */
+void cli_minute_time(const char *rfc3339, char out[CLI_SHORT_TIME_SIZE]);
 struct table {
     size_t columns, rows;
     const char *const *headers;

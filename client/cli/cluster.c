@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKEN_LAYOUT_SIZE = 64, CERTIFICATE_BYTES_MAX = 1 << 20 };
+enum { CERTIFICATE_BYTES_MAX = 1 << 20 };
 
 static char *join_texts(const json_t *list, const char *separator)
 {
@@ -179,15 +179,6 @@ int run_cluster_add(struct cli *cli, struct error *err)
     return status;
 }
 
-/* "2026/11/21 11:42 UTC" */
-static void short_time(const char *rfc3339, char out[TOKEN_LAYOUT_SIZE])
-{
-    if (strlen(rfc3339) >= 16 && rfc3339[0] != '0')
-        snprintf(out, TOKEN_LAYOUT_SIZE, "%.4s/%.2s/%.2s %.5s UTC", rfc3339, rfc3339 + 5, rfc3339 + 8, rfc3339 + 11);
-    else
-        out[0] = 0;
-}
-
 /* The running join token operations, as a new list. */
 static int join_tokens(struct cli *cli, struct covey_client *client, json_t **tokens, struct error *err)
 {
@@ -228,10 +219,10 @@ int run_cluster_list_tokens(struct cli *cli, struct error *err)
     json_array_foreach(tokens, index, operation)
     {
         const json_t *metadata = json_object_get(operation, "metadata");
-        char *token, expires[TOKEN_LAYOUT_SIZE];
+        char *token, expires[CLI_SHORT_TIME_SIZE];
         if (token_encode(operation, &token, NULL))
             continue; /* not a token that anybody could use */
-        short_time(json_text(metadata, "expiresAt"), expires);
+        cli_minute_time(json_text(metadata, "expiresAt"), expires);
         table_add(&table, json_text(metadata, "serverName"), token, expires);
         json_array_append_new(raw, json_pack("{s:s,s:s,s:s}", yaml ? "servername" : "ServerName", json_text(metadata, "serverName"),
                                              yaml ? "token" : "Token", token, yaml ? "expiresat" : "ExpiresAt", expires));

@@ -245,7 +245,7 @@ int run_trust_add(struct cli *cli, struct error *err)
     int status = cli_resolve(cli, remote, &client, NULL, err);
     if (status)
         return status;
-    const char *type = cli_flag(cli, "type"), *name = cli_flag(cli, "name");
+    const char *type = cli_flag(cli, "certificate-type"), *name = cli_flag(cli, "name");
     json_t *request = json_pack("{s:s,s:s,s:b,s:o}", "type", type ? type : "client", "name", name ? name : "", "restricted",
                                 cli_switch(cli, "restricted"), "projects", split_list(cli_flag(cli, "projects")));
     if (!file)

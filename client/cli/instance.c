@@ -362,10 +362,12 @@ static void print_instance(const json_t *instance, const json_t *state)
         printf("Location: %s\n", json_text(instance, "location"));
     if (json_integer_value(json_object_get(state, "pid")) > 0)
         printf("PID: %lld\n", (long long)json_integer_value(json_object_get(state, "pid")));
-    printf("Created: %s\n", json_text(instance, "created_at"));
-    const char *used = json_text(instance, "last_used_at");
-    if (*used && !str_prefix(used, "0001") && !str_prefix(used, "1970"))
-        printf("Last Used: %s\n", used);
+    char at[CLI_SHORT_TIME_SIZE];
+    cli_minute_time(json_text(instance, "created_at"), at);
+    printf("Created: %s\n", at);
+    cli_minute_time(json_text(instance, "last_used_at"), at);
+    if (*at)
+        printf("Last Used: %s\n", at);
     if (json_integer_value(json_object_get(state, "pid")) <= 0)
         return;
     const json_t *memory = json_object_get(state, "memory");

@@ -27,12 +27,14 @@ static char *col_location(const json_t *i) { return xstrdup(json_text(i, "locati
 static char *col_architecture(const json_t *i) { return xstrdup(json_text(i, "architecture")); }
 static char *col_description(const json_t *i) { return xstrdup(json_text(i, "description")); }
 static char *col_project(const json_t *i) { return xstrdup(json_text(i, "project")); }
-static char *col_created(const json_t *i) { return xstrdup(str_prefix(json_text(i, "created_at"), "0001") ? "" : json_text(i, "created_at")); }
-static char *col_used(const json_t *i)
+static char *minute_of(const json_t *i, const char *key)
 {
-    const char *text = json_text(i, "last_used_at");
-    return xstrdup(str_prefix(text, "0001") || str_prefix(text, "1970") ? "" : text);
+    char text[CLI_SHORT_TIME_SIZE];
+    cli_minute_time(json_text(i, key), text);
+    return xstrdup(text);
 }
+static char *col_created(const json_t *i) { return minute_of(i, "created_at"); }
+static char *col_used(const json_t *i) { return minute_of(i, "last_used_at"); }
 static char *col_snapshots(const json_t *i) { return xasprintf("%zu", json_array_size(json_object_get(i, "snapshots"))); }
 
 static char *col_type(const json_t *i)

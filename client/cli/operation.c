@@ -32,16 +32,15 @@ int run_operation_list(struct cli *cli, struct error *err)
     table_init(&table, headers, clustered ? 7 : 6);
     json_array_foreach(raw, index, operation)
     {
-        char *class = xstrdup(json_text(operation, "class")), *status_text = xstrdup(json_text(operation, "status")), *created;
+        char *class = xstrdup(json_text(operation, "class")), *status_text = xstrdup(json_text(operation, "status"));
+        char created[CLI_SHORT_TIME_SIZE];
         for (char *c = class; *c; c++)
             *c = (char)(*c >= 'a' && *c <= 'z' ? *c - 32 : *c);
         for (char *c = status_text; *c; c++)
             *c = (char)(*c >= 'a' && *c <= 'z' ? *c - 32 : *c);
-        const char *time = json_text(operation, "created_at");
-        created = strlen(time) >= 16 ? xasprintf("%.4s/%.2s/%.2s %.5s UTC", time, time + 5, time + 8, time + 11) : xstrdup(time);
+        cli_minute_time(json_text(operation, "created_at"), created);
         table_add(&table, json_text(operation, "id"), class, json_text(operation, "description"), status_text,
                   json_is_true(json_object_get(operation, "may_cancel")) ? "YES" : "NO", created, json_text(operation, "location"));
-        free(created);
         free(status_text);
         free(class);
     }

@@ -14,6 +14,14 @@ void cli_short_time(const char *rfc3339, char out[CLI_SHORT_TIME_SIZE])
         snprintf(out, CLI_SHORT_TIME_SIZE, "%s %u, %u at %u:%02u%s (UTC)", months[month - 1], day, year, (hour + 11) % 12 + 1, minute, hour < 12 ? "am" : "pm");
 }
 
+void cli_minute_time(const char *rfc3339, char out[CLI_SHORT_TIME_SIZE])
+{
+    bool known = strlen(rfc3339) >= 16 && !str_prefix(rfc3339, "0001") && !str_prefix(rfc3339, "1970");
+    out[0] = 0;
+    if (known)
+        snprintf(out, CLI_SHORT_TIME_SIZE, "%.4s/%.2s/%.2s %.5s UTC", rfc3339, rfc3339 + 5, rfc3339 + 8, rfc3339 + 11);
+}
+
 void table_init(struct table *table, const char *const *headers, size_t columns)
 {
     *table = (struct table){.columns = columns, .headers = headers, .row_lines = true};

@@ -30,7 +30,8 @@ const struct flag flag_table[] = {
     {"ephemeral", "ephemeral", 'e', NULL, "Delete the instance when it stops"},
     {"empty", "empty", 0, NULL, "Instance without an image"},
     {"device", "device", 'd', "name,key=value,...", "Device, or keys over a profile's device (repeatable)"},
-    {"type", "type", 't', "type", "Of a certificate: client. Instance types are not supported"},
+    {"type", "type", 't', "type", "Instance types are not supported"},
+    {"certificate-type", "type", 't', "type", "client, the only one"},
     {"vm", "vm", 0, NULL, "Virtual machine (not supported)"},
     {"all-projects", "all-projects", 0, NULL, "Objects of all projects"},
     {"columns", "columns", 'c', "letters", "Columns (n name, s state, 4 IPv4, 6 IPv6, t type, S snapshots, L location, p pid, a architecture, "
@@ -131,7 +132,7 @@ const struct command command_table[] = {
     {"config unset", "", "[<remote>:][<instance>] <key>", 1, 2, "target", "Unset a key", run_config_unset},
     {"config show", "", "[<remote>:][<instance>]", 0, 1, "target,expanded", "Show the configuration", run_config_show},
     {"config trust", "", "", 0, 0, "", "Trusted clients", NULL},
-    {"config trust add", "", "[<remote>:] [<cert>]", 0, 2, "name,restricted,projects,type", "Add a certificate, or make a token",
+    {"config trust add", "", "[<remote>:] [<cert>]", 0, 2, "name,restricted,projects,certificate-type", "Add a certificate, or make a token",
      run_trust_add},
     {"config trust list", "ls", "[<remote>:]", 0, 1, FORMAT, "List trusted certificates", run_trust_list},
     {"config trust list-tokens", "", "[<remote>:]", 0, 1, FORMAT, "List tokens for clients", run_trust_list_tokens},

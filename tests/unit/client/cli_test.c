@@ -85,7 +85,7 @@ static void instance_list(void **state)
     fake_set("GetServer", 0, SERVER);
     fake_set("ListInstances", 0,
              "{\"instances\":[{\"name\":\"c2\",\"status\":\"Stopped\",\"type\":\"container\",\"location\":\"node2\"},"
-             "{\"name\":\"c1\",\"status\":\"Running\",\"type\":\"container\",\"location\":\"node1\"}]}");
+             "{\"name\":\"c1\",\"status\":\"Running\",\"type\":\"container\",\"location\":\"node1\",\"created_at\":\"2026-11-21T15:55:31.9Z\",\"last_used_at\":\"1970-01-01T00:00:00Z\"}]}");
     expect(run_input(NULL, "$C list"), 0,
            "+------+---------+------+------+-----------+-----------+----------+\n"
            "| NAME |  STATE  | IPV4 | IPV6 |   TYPE    | SNAPSHOTS | LOCATION |\n"
@@ -95,6 +95,7 @@ static void instance_list(void **state)
            "| c2   | STOPPED |      |      | CONTAINER | 0         | node2    |\n"
            "+------+---------+------+------+-----------+-----------+----------+\n", "");
     expect(run_input(NULL, "$C list -f csv -c n,s c2"), 0, "c2,STOPPED\n", "");
+    expect(run_input(NULL, "$C list -f csv -c ncl c1"), 0, "c1,2026/11/21 15:55 UTC,\n", "");
     expect(run_input(NULL, "$C list -f xml"), 1, "", "Error: Invalid format \"xml\"\n");
     expect(run_input(NULL, "$COMPAT/lxc list local: status=running -f csv -c nL"), 0, "c1,node1\n", "");
 }
