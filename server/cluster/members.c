@@ -179,3 +179,41 @@ int members_all_up(struct error *err)
     view_unref(view);
     return status;
 }
+
+struct each {
+    void (*work)(void *ud, size_t index, struct arena *arena);
+    void *ud;
+    size_t index;
+};
+
+static void *run_each(void *ud)
+{
+    struct each *each = ud;
+    struct arena arena;
+    arena_init(&arena);
+    each->work(each->ud, each->index, &arena);
+    arena_clear(&arena);
+    return NULL;
+}
+
+void members_each(size_t count, void (*work)(void *ud, size_t index, struct arena *arena), void *ud)
+{
+    for (size_t first = 0; first < count; first += MEMBERS_PARALLEL_MAX) {
+        pthread_t threads[MEMBERS_PARALLEL_MAX];
+        struct each each[MEMBERS_PARALLEL_MAX];
+        bool started[MEMBERS_PARALLEL_MAX];
+        size_t n = count - first < MEMBERS_PARALLEL_MAX ? count - first : MEMBERS_PARALLEL_MAX;
+        for (size_t i = 0; i < n; i++) {
+            each[i] = (struct each){work, ud, first + i};
+            started[i] = n > 1 && pthread_create(&threads[i], NULL, run_each, &each[i]) == 0;
+            if (!started[i]) { /* no thread to be had, or no need of one */
+                run_each(&each[i]);
+            }
+        }
+        for (size_t i = 0; i < n; i++) {
+            if (started[i]) {
+                pthread_join(threads[i], NULL);
+            }
+        }
+    }
+}

@@ -83,6 +83,9 @@ struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct er
 bool member_online(struct daemon *daemon, uint64_t id);
 /* For what every member must take part in: UNAVAILABLE `peer node ADDR is down` for the first one that is offline (spec/cluster.md 6.3). */
 int members_all_up(struct error *err);
+/* Runs `work` for 0 ≤ index < count, at most MEMBERS_PARALLEL_MAX at a time, each with an arena of its own; returns when all have ended. Thread: may block. */
+enum { MEMBERS_PARALLEL_MAX = 16 };
+void members_each(size_t count, void (*work)(void *ud, size_t index, struct arena *arena), void *ud);
 /* Calls a covey.internal.v1.Agent method on a member; UNAVAILABLE when it is offline. timeout_ms 0 = AGENT_TIMEOUT_MS, -1 = none. */
 int agent_call(struct daemon *daemon, uint64_t member, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response, struct arena *arena,
                int64_t timeout_ms, struct error *err);

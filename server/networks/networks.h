@@ -13,7 +13,6 @@ enum {
     NETWORK_MEMBERS_MAX = 1024,
     NETWORK_USERS_MAX = 1000000,
     NETWORK_AGENT_TIMEOUT_MS = 3 * 60 * 1000, /* a dozen runs of ip, nft and dnsmasq on a loaded host */
-    NETWORK_PARALLEL_MAX = 16,                /* members worked on at a time */
     NETWORK_SUBNET_TRIES_MAX = 1000,          /* random subnets looked at for "auto" */
 };
 #define NETWORK_LOCK_NOUN "Network"
@@ -51,7 +50,7 @@ struct network_task {
 typedef int (*network_work)(struct network_task *task, struct arena *arena, struct error *err);
 /* Tasks for the members of the network whose local state is `state` (-1 = any). */
 int network_tasks_load(struct sql *sql, const struct network_row *row, int64_t state, struct network_task **tasks, size_t *count, struct arena *arena, struct error *err);
-/* Runs `work` for every task, at most NETWORK_PARALLEL_MAX at a time; each fills its status. Returns the first failure in order of members. */
+/* Runs `work` for every task, at most MEMBERS_PARALLEL_MAX at a time; each fills its status. Returns the first failure in order of members. */
 int network_tasks_run(struct network_task *tasks, size_t count, network_work work, struct error *err);
 int network_apply_on_member(struct network_task *task, struct arena *arena, struct error *err);  /* a network_work */
 int network_remove_on_member(struct network_task *task, struct arena *arena, struct error *err); /* a network_work; records it */

@@ -1,7 +1,6 @@
 /* Rows of networks, and work on many members at once. SQL functions run inside the caller's transaction; the rest blocks on agents. */
 #include "networks.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -193,40 +192,21 @@ int network_remove_on_member(struct network_task *task, struct arena *arena, str
 }
 
 struct batch {
-    struct network_task *task;
+    struct network_task *tasks;
     network_work work;
 };
 
-static void *run_task(void *ud)
+static void run_task(void *ud, size_t index, struct arena *arena)
 {
     struct batch *batch = ud;
-    struct arena arena;
-    arena_init(&arena);
-    batch->task->status = batch->work(batch->task, &arena, &batch->task->err);
-    arena_clear(&arena);
-    return NULL;
+    struct network_task *task = &batch->tasks[index];
+    task->status = batch->work(task, arena, &task->err);
 }
 
 int network_tasks_run(struct network_task *tasks, size_t count, network_work work, struct error *err)
 {
-    for (size_t first = 0; first < count; first += NETWORK_PARALLEL_MAX) {
-        pthread_t threads[NETWORK_PARALLEL_MAX];
-        struct batch batch[NETWORK_PARALLEL_MAX];
-        bool started[NETWORK_PARALLEL_MAX];
-        size_t n = count - first < NETWORK_PARALLEL_MAX ? count - first : NETWORK_PARALLEL_MAX;
-        for (size_t i = 0; i < n; i++) {
-            batch[i] = (struct batch){.task = &tasks[first + i], .work = work};
-            started[i] = n > 1 && pthread_create(&threads[i], NULL, run_task, &batch[i]) == 0;
-            if (!started[i]) { /* no thread to be had, or no need of one */
-                run_task(&batch[i]);
-            }
-        }
-        for (size_t i = 0; i < n; i++) {
-            if (started[i]) {
-                pthread_join(threads[i], NULL);
-            }
-        }
-    }
+    struct batch batch = {tasks, work};
+    members_each(count, run_task, &batch);
     for (size_t i = 0; i < count; i++) {
         if (tasks[i].status != STATUS_OK) {
             if (err != NULL) {

@@ -12,7 +12,6 @@ enum {
     POOL_MEMBERS_MAX = 1024,
     POOL_USERS_MAX = 1000000,
     POOL_AGENT_TIMEOUT_MS = 10 * 60 * 1000, /* making or removing a pool on one member: formatting a device takes its time */
-    POOL_PARALLEL_MAX = 16,                 /* members worked on at a time */
 };
 
 struct pool_row {
@@ -40,7 +39,7 @@ struct pool_task {
     int status;
     struct error err;
 };
-/* Runs `work` for every task, at most POOL_PARALLEL_MAX at a time; each fills its status. Returns the first failure in order of members. */
+/* Runs `work` for every task, at most MEMBERS_PARALLEL_MAX at a time; each fills its status. Returns the first failure in order of members. */
 int pool_tasks_run(struct pool_task *tasks, size_t count, int (*work)(struct pool_task *task, struct arena *arena, struct error *err), struct error *err);
 /* Tasks for the members of the pool whose local state is `state` (-1 = any). */
 int pool_tasks_load(struct sql *sql, const struct pool_row *row, int64_t state, struct pool_task **tasks, size_t *count, struct arena *arena, struct error *err);

@@ -1,7 +1,6 @@
 /* Rows of storage pools, and work on many members at once. SQL functions run inside the caller's transaction; the rest blocks on agents. */
 #include "pools.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -158,40 +157,21 @@ int pool_tasks_load(struct sql *sql, const struct pool_row *row, int64_t state, 
 }
 
 struct batch {
-    struct pool_task *task;
+    struct pool_task *tasks;
     int (*work)(struct pool_task *task, struct arena *arena, struct error *err);
 };
 
-static void *run_task(void *ud)
+static void run_task(void *ud, size_t index, struct arena *arena)
 {
     struct batch *batch = ud;
-    struct arena arena;
-    arena_init(&arena);
-    batch->task->status = batch->work(batch->task, &arena, &batch->task->err);
-    arena_clear(&arena);
-    return NULL;
+    struct pool_task *task = &batch->tasks[index];
+    task->status = batch->work(task, arena, &task->err);
 }
 
 int pool_tasks_run(struct pool_task *tasks, size_t count, int (*work)(struct pool_task *task, struct arena *arena, struct error *err), struct error *err)
 {
-    for (size_t first = 0; first < count; first += POOL_PARALLEL_MAX) {
-        pthread_t threads[POOL_PARALLEL_MAX];
-        struct batch batch[POOL_PARALLEL_MAX];
-        bool started[POOL_PARALLEL_MAX];
-        size_t n = count - first < POOL_PARALLEL_MAX ? count - first : POOL_PARALLEL_MAX;
-        for (size_t i = 0; i < n; i++) {
-            batch[i] = (struct batch){.task = &tasks[first + i], .work = work};
-            started[i] = n > 1 && pthread_create(&threads[i], NULL, run_task, &batch[i]) == 0;
-            if (!started[i]) { /* no thread to be had, or no need of one */
-                run_task(&batch[i]);
-            }
-        }
-        for (size_t i = 0; i < n; i++) {
-            if (started[i]) {
-                pthread_join(threads[i], NULL);
-            }
-        }
-    }
+    struct batch batch = {tasks, work};
+    members_each(count, run_task, &batch);
     for (size_t i = 0; i < count; i++) {
         if (tasks[i].status != STATUS_OK) {
             if (err != NULL) {
