@@ -43,7 +43,7 @@ struct peer {
 
 struct raft_transport {
     struct raft_transport_config config;
-    char *cluster_id;
+    char *cluster_id, *address;
     pthread_mutex_t mutex; /* everything below */
     pthread_cond_t cond;   /* for the thread, and for destroy (streams) */
     pthread_t thread;
@@ -154,7 +154,8 @@ static struct rpc_call *call_open(struct raft_transport *t, uint64_t id)
     }
     snprintf(member, sizeof member, "%llu", (unsigned long long)t->config.id);
     snprintf(epoch, sizeof epoch, "%llu", (unsigned long long)t->config.epoch);
-    const char *const metadata[] = {"covey-cluster-id", t->cluster_id, "covey-epoch", epoch, "covey-member-id", member, NULL};
+    const char *const metadata[] = {"covey-cluster-id", t->cluster_id, "covey-epoch", epoch, "covey-member-id", member,
+                                    t->address != NULL ? "covey-address" : NULL, t->address, NULL};
     struct rpc_options options = {.timeout_ms = -1, .metadata = metadata};
     struct rpc_call *call = rpc_open(channel, service, "Stream", NULL, &options, &err);
     rpc_channel_unref(channel);
@@ -370,6 +371,15 @@ void raft_transport_reset(struct raft_transport *t, uint64_t id)
     }
 }
 
+void raft_transport_moved(uint64_t peer)
+{
+    pthread_rwlock_rdlock(&current_lock);
+    if (current != NULL) {
+        raft_transport_reset(current, peer);
+    }
+    pthread_rwlock_unlock(&current_lock);
+}
+
 /* ---- incoming ---- */
 
 struct inbound { uint64_t peer, generation, received; };
@@ -479,10 +489,15 @@ static int handle_stream(struct rpc_call *call, const ProtobufCMessage *request,
     pthread_rwlock_rdlock(&current_lock);
     int rc = inbound_check(call, &peer, err);
     uint64_t generation = current_generation;
+    struct raft_transport_config config = current != NULL ? current->config : (struct raft_transport_config){0}; /* for `located` alone */
     pthread_rwlock_unlock(&current_lock);
     if (rc != STATUS_OK) {
         log_refusal(peer, err->text);
         return rc;
+    }
+    const char *address = rpc_metadata(call, "covey-address");
+    if (address != NULL && config.located != NULL) {
+        config.located(config.ud, peer, address);
     }
     struct inbound *inbound = xcalloc(1, sizeof *inbound);
     inbound->peer = peer;
@@ -513,6 +528,8 @@ struct raft_transport *raft_transport_create(const struct raft_transport_config 
     t->config = *config;
     t->cluster_id = xstrdup(config->cluster_id);
     t->config.cluster_id = t->cluster_id;
+    t->address = config->address != NULL ? xstrdup(config->address) : NULL;
+    t->config.address = t->address;
     pthread_mutex_init(&t->mutex, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -562,6 +579,7 @@ void raft_transport_destroy(struct raft_transport *t)
     }
     free(t->peers);
     free(t->cluster_id);
+    free(t->address);
     pthread_mutex_destroy(&t->mutex);
     pthread_cond_destroy(&t->cond);
     free(t);

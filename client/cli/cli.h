@@ -205,7 +205,7 @@ int network_nic(struct cli *cli, struct covey_client *client, const char *networ
     X(operation_list) X(operation_show) X(operation_delete) X(monitor) X(rpc) X(version) X(completion) X(complete) \
     X(remote_add) X(remote_list) X(remote_remove) X(remote_set_default) \
     X(admin_init) X(admin_waitready) X(admin_shutdown) X(admin_sql) X(admin_cluster_list_database) X(admin_cluster_show) \
-    X(admin_cluster_edit) X(admin_cluster_recover) X(admin_cluster_remove_raft_node) \
+    X(admin_cluster_edit) X(admin_cluster_set_address) X(admin_cluster_recover) X(admin_cluster_remove_raft_node) \
     X(admin_cluster_rescue) X(admin_cluster_backup) X(admin_cluster_restore) \
     X(admin_activateifneeded) X(daemon)
 #define DECLARE(name) int run_##name(struct cli *cli, struct error *err);

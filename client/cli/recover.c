@@ -68,7 +68,7 @@ int ask_yes(struct cli *cli, const char *question, const char *aborted, struct e
 /* ---- edit ---- */
 
 static const char edit_comment[] = "# Other addresses or roles for the members of this cluster; ids and names stay.\n"
-                                   "# Stop all members, make the same edit on each of them, then start them again in any order.\n"
+                                   "# Stop all members, make the same edit on each of them, then start them again in any order. The own address alone may be changed here only.\n"
                                    "# role is voter, stand-by or spare; at least two voters (one in a cluster of two).\n\n";
 
 static int edit_once(struct cli *cli, const char *text, bool *invalid, struct error *err)
@@ -116,6 +116,17 @@ int run_admin_cluster_edit(struct cli *cli, struct error *err)
         free(edited);
     }
     buf_free(&text);
+    return status;
+}
+
+/* ---- one member moves ---- */
+
+int run_admin_cluster_set_address(struct cli *cli, struct error *err)
+{
+    const char *const verb[] = {"set-address", cli->argv[0], NULL};
+    int status = offline_run(cli, verb, NULL, NULL, NULL, err);
+    if (!status)
+        cli_say(cli, "Start the daemon of this member: it tells the others where it is.\n");
     return status;
 }
 

@@ -221,6 +221,7 @@ const struct command command_table[] = {
     {"admin cluster list-database", "ls", "", 0, 0, FORMAT, "Addresses of the voters", run_admin_cluster_list_database},
     {"admin cluster show", "", "", 0, 0, "", "The members as the local database knows them", run_admin_cluster_show},
     {"admin cluster edit", "", "", 0, 0, "", "Change addresses and roles while all members are stopped (in an editor, or from standard input)", run_admin_cluster_edit},
+    {"admin cluster set-address", "", "<address>", 1, 1, "", "Give this stopped member another cluster address; the others stay up", run_admin_cluster_set_address},
     {"admin cluster recover-from-quorum-loss", "", "", 0, 0, "", "Make this stopped member the only database member (-q: do not ask)", run_admin_cluster_recover},
     {"admin cluster rescue", "", "", 0, 0, "accept-loss", "After the loss of a majority: make the survivor with the newest copy the only database member (-q: do not ask)",
      run_admin_cluster_rescue},

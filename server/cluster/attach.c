@@ -38,6 +38,7 @@ struct peer { /* `lock` */
     enum skew_verdict skew_written; /* in the database */
     bool claimed;                   /* … what it announces: */
     struct level_claim claim;
+    char address[ADDRESS_MAX];      /* where it was moved to, "" = nothing told */
     bool told; /* it has reported all its instances to this leadership: what is not among them is stopped, before that unknown */
     struct instance_entry *instances;
     UT_hash_handle hh;
@@ -207,6 +208,28 @@ static int epoch_check(const Covey__Internal__V1__MemberReport *report, struct e
     return err->code;
 }
 
+/* Where the member says that it is now, in canonical form in `out`; "" = where the view has it. */
+static int moved_check(const Covey__Internal__V1__MemberReport *report, char out[ADDRESS_MAX], struct error *err)
+{
+    out[0] = '\0';
+    if (str_empty(report->address)) {
+        return STATUS_OK;
+    }
+    int status = address_canonical(report->address, out, ADDRESS_MAX, err);
+    if (status == STATUS_OK && address_wildcard(out)) {
+        status = error_set(err, STATUS_INVALID_ARGUMENT, "Wildcard addresses aren't allowed");
+    }
+    if (status == STATUS_OK) {
+        const struct view *view = view_get();
+        status = address_check(view, report->id, out, err);
+        view_unref(view);
+    }
+    if (status != STATUS_OK) {
+        log_warn("attach.address", "member=%" PRIu64 " error=\"%s\"", report->id, err->text);
+    }
+    return status;
+}
+
 /* Under attach.lock. What the report says of the member's clock. */
 static void clock_take(struct peer *peer, const Covey__Internal__V1__MemberReport *report)
 {
@@ -218,8 +241,8 @@ static void clock_take(struct peer *peer, const Covey__Internal__V1__MemberRepor
     }
 }
 
-/* Under attach.lock; *announced says that the levels are new. */
-static void report_take(struct peer *peer, const Covey__Internal__V1__MemberReport *report, bool *announced)
+/* Under attach.lock; *announced says that levels or address are new. */
+static void report_take(struct peer *peer, const Covey__Internal__V1__MemberReport *report, const char moved[ADDRESS_MAX], bool *announced)
 {
     peer->last_seen_ms = time_mono_ms();
     peer->last_seen_unix_ns = time_unix_ns();
@@ -231,9 +254,10 @@ static void report_take(struct peer *peer, const Covey__Internal__V1__MemberRepo
     }
     peer->stopping = peer->stopping || report->stopping;
     struct level_claim claim = {{report->schema, report->api_extensions}, {report->schema_floor, report->api_floor}};
-    *announced = !peer->claimed || !level_claim_equal(claim, peer->claim);
+    *announced = !peer->claimed || !level_claim_equal(claim, peer->claim) || (moved[0] != '\0' && strcmp(moved, peer->address) != 0);
     peer->claimed = true;
     peer->claim = claim;
+    memcpy(peer->address, moved, sizeof peer->address);
     if (report->instances_complete) {
         instances_clear(peer);
         peer->told = true;
@@ -248,6 +272,7 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     const Covey__Internal__V1__MemberReport *report = (const Covey__Internal__V1__MemberReport *)message;
     struct error err = ERROR_INIT;
     bool announced = false;
+    char moved[ADDRESS_MAX];
     if (message == NULL) {
         return true;
     }
@@ -257,6 +282,7 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
     if (status == STATUS_OK && !attach.leading) {
         status = error_not_leader(&err, daemon_leader_id(attach.daemon));
     }
+    status = status == STATUS_OK ? moved_check(report, moved, &err) : status;
     if (status == STATUS_OK && (peer == NULL || peer->call != call)) {
         status = stream_begins(call, report, &peer, &err);
     }
@@ -264,7 +290,7 @@ static bool on_report(struct rpc_call *call, const ProtobufCMessage *message, vo
         status = digest_check(report, &err);
     }
     if (status == STATUS_OK) {
-        report_take(peer, report, &announced);
+        report_take(peer, report, moved, &announced);
     }
     pthread_mutex_unlock(&attach.lock);
     if (status != STATUS_OK) {
@@ -505,6 +531,17 @@ bool attach_claim(uint64_t member, struct level_claim *out)
     }
     pthread_mutex_unlock(&attach.lock);
     return known;
+}
+
+void attach_address(uint64_t member, char out[ADDRESS_MAX])
+{
+    out[0] = '\0';
+    pthread_mutex_lock(&attach.lock);
+    struct peer *peer = peer_find(member);
+    if (peer != NULL) {
+        memcpy(out, peer->address, sizeof peer->address);
+    }
+    pthread_mutex_unlock(&attach.lock);
 }
 
 bool attach_told(uint64_t member)

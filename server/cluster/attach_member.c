@@ -115,6 +115,9 @@ static int send_report(struct rpc_call *call, uint64_t sequence, bool first, str
     report.api_floor = claim.floor.api;
     report.event_number = events_last();
     report.epoch = state_epoch();
+    char moved[ADDRESS_MAX];
+    address_pending(moved);
+    report.address = moved;
     report.stopping = daemon_phase() == DAEMON_STOPPING; /* gets no role any more */
     pthread_mutex_lock(&own.lock);
     report.view_revision = own.acting_revision;
@@ -217,7 +220,18 @@ static void follow_role(struct daemon *daemon, bool attached, bool *told)
     }
 }
 
-/* Keeps one stream until it breaks, the leader changes or we stop. */
+/* Whether the leader is where it was: a stream to an address that is gone may be silent for long. */
+static bool same_channel(struct daemon *daemon, uint64_t leader, const struct rpc_channel *channel)
+{
+    struct rpc_channel *now = member_channel(daemon, leader, NULL);
+    bool same = now == channel;
+    if (now != NULL) {
+        rpc_channel_unref(now);
+    }
+    return same;
+}
+
+/* Keeps one stream until it breaks, the leader changes or moves, or we stop. */
 static void report_to(struct daemon *daemon, uint64_t leader)
 {
     struct error err = ERROR_INIT;
@@ -251,7 +265,8 @@ static void report_to(struct daemon *daemon, uint64_t leader)
         bool over = own.stop || own.upstream_lost;
         pthread_mutex_unlock(&own.lock);
         uint64_t now = daemon_leader_id(daemon);
-        if (!over && (now == 0 || now == leader)) {
+        if (!over && (now == 0 || now == leader) && same_channel(daemon, leader, channel)) {
+            address_settle(daemon);
             certificate_follow(daemon, channel); /* before the report: it says that this member acts by its view */
             ok = send_report(call, sequence++, false, &err) == STATUS_OK;
             view_persist(daemon);
@@ -271,6 +286,8 @@ static void report_to(struct daemon *daemon, uint64_t leader)
     } else if (why == STATUS_PERMISSION_DENIED) {
         upgrade_refused(); /* somebody told us who leads, so our certificate is trusted: there is no row */
         leave_note_answer(true);
+    } else if (why == STATUS_ALREADY_EXISTS) {
+        address_refuse(&err);
     } else if (why == STATUS_DATA_LOSS) {
         core_panic(__FILE__, __LINE__, "%s", err.text); /* a wrong replica is worse than a dead one: the restart rebuilds it from the log */
     }

@@ -116,6 +116,7 @@ int cluster_local_state(struct daemon *daemon, const char *name, const char *clu
     snprintf(id_text, sizeof id_text, "%" PRIu64, id);
     const struct local_key keys[] = {
         {"cluster_id", cluster_id}, {"epoch", epoch_text}, {"name", name}, {"member_id", id_text}, {"clustered", str_empty(name) ? NULL : "1"},
+        {"moved", NULL},
     };
     return local_state_set_all(daemon->local, keys, sizeof keys / sizeof *keys, err);
 }

@@ -19,6 +19,7 @@ enum {
     PENDING_MEMBER_KEEP_S = 600,     /* an accepted join that was never completed is forgotten */
     TOKEN_SWEEP_MS = 60000,
     MEMBER_NAME_MAX = 63,
+    ADDRESS_MAX = 300,               /* bytes of a canonical address, with its end */
 };
 
 #define MEMBER_ETAG_FIELDS "roles,failure_domain,description,config,groups" /* the writable ones, in this order */
@@ -36,9 +37,23 @@ void view_forget(struct daemon *daemon); /* back to an empty one (left the clust
 void view_classify(void *ud, struct caller *caller);
 void view_persist(struct daemon *daemon); /* writes the current view to the local database if it changed; may block */
 
+/* ---- address.c: members that were moved ---- */
+void address_load(struct daemon *daemon);       /* at start */
+void address_pending(char out[ADDRESS_MAX]);    /* where this member is reached now, "" once the leader knows */
+void address_settle(struct daemon *daemon);     /* forgets that when a leader's view says it */
+void address_refuse(const struct error *why);   /* the leader refused it: this member cannot start */
+bool address_refused(struct error *err);
+/* ALREADY_EXISTS when another member of the view has this address. */
+int address_check(const struct view *view, uint64_t member, const char *text, struct error *err);
+void address_record(struct daemon *daemon);     /* leader's controller thread: writes what members told */
+
 /* ---- members.c ---- */
 struct rpc_channel *member_channel_by_address(struct daemon *daemon, const char *address); /* NULL = not clustered */
 void members_forget_channels(void);
+/* A member proved who it is and says where it is reached: used for it at once, until a view has another address than before. Ignored unless it is a
+ * concrete address and nobody else's. */
+void member_located(struct daemon *daemon, uint64_t id, const char *address);
+void member_moved(uint64_t id); /* the view has another address than before */
 
 /* ---- attach.c, attach_member.c: liveness, instance statuses, distribution of view and events. Thread: any, unless said ---- */
 void attach_init(struct daemon *daemon);
@@ -67,6 +82,7 @@ bool attach_member_stopping(uint64_t member);
 bool attach_heard(uint64_t member); /* it reported to this leadership: more than the grace that every member has at first */
 struct level_claim;
 bool attach_claim(uint64_t member, struct level_claim *out); /* what an attached member announces (leader) */
+void attach_address(uint64_t member, char out[ADDRESS_MAX]); /* where an attached member says that it was moved to, "" = nothing (leader) */
 bool attach_told(uint64_t member); /* it has reported to this leadership */
 bool attach_note_stopping(uint64_t member); /* until its next stream; false when this member does not lead yet */
 /* Whether the member talks to this leader at the moment: its stream is open and fresh, and it is not stopping. */

@@ -451,6 +451,7 @@ static void *controller_main(void *ud)
             controller_refresh_view(daemon);
         }
         upgrade_record(daemon);
+        address_record(daemon);
         follow_serving(daemon);
         int64_t now = time_mono_ms();
         if (now >= tick_after) {

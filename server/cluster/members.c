@@ -1,6 +1,7 @@
 /* Reaching members: channels by id, which accept the cluster certificate of the day; calls to agents; names to ids. Thread: any. */
 #include "cluster.h"
 
+#include "server/config/keys.h"
 #include "server/daemon/state.h"
 #include "server/daemon/identity.h"
 #include <inttypes.h>
@@ -14,14 +15,21 @@ enum { AGENT_RECONNECT_MS = 2000, AGENT_RETRY_MS = 100 };
 
 struct cached {
     uint64_t id;
-    char address[256], name[128];
+    char address[ADDRESS_MAX], name[128];
     struct rpc_channel *channel;
+    UT_hash_handle hh;
+};
+
+struct located { /* what a member said itself, where that is not what the view says */
+    uint64_t id;
+    char address[ADDRESS_MAX];
     UT_hash_handle hh;
 };
 
 static struct {
     pthread_mutex_t lock;
     struct cached *by_id;
+    struct located *located;
     struct rpc_channel *self;
 } channels = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -52,7 +60,10 @@ struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct er
         pthread_mutex_lock(&channels.lock);
         struct cached *cached = NULL;
         HASH_FIND(hh, channels.by_id, &id, sizeof id, cached);
-        if (cached != NULL && (strcmp(cached->address, member->address) != 0 || strcmp(cached->name, member->name) != 0)) {
+        struct located *located = NULL;
+        HASH_FIND(hh, channels.located, &id, sizeof id, located);
+        const char *address = located != NULL ? located->address : member->address;
+        if (cached != NULL && (strcmp(cached->address, address) != 0 || strcmp(cached->name, member->name) != 0)) {
             HASH_DEL(channels.by_id, cached);
             rpc_channel_unref(cached->channel);
             free(cached);
@@ -61,10 +72,10 @@ struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct er
         if (cached == NULL) {
             cached = xcalloc(1, sizeof *cached);
             cached->id = id;
-            snprintf(cached->address, sizeof cached->address, "%s", member->address);
+            snprintf(cached->address, sizeof cached->address, "%s", address);
             snprintf(cached->name, sizeof cached->name, "%s", member->name);
             char *who = xasprintf("cluster member %s", member->name);
-            cached->channel = rpc_channel_peer(member->address, who, identity_cluster_accepts, NULL, &daemon->server);
+            cached->channel = rpc_channel_peer(address, who, identity_cluster_accepts, NULL, &daemon->server);
             free(who);
             HASH_ADD(hh, channels.by_id, id, sizeof cached->id, cached);
         }
@@ -73,6 +84,53 @@ struct rpc_channel *member_channel(struct daemon *daemon, uint64_t id, struct er
     }
     view_unref(view);
     return channel;
+}
+
+static void locate(uint64_t id, const char *address)
+{
+    pthread_mutex_lock(&channels.lock);
+    struct located *located = NULL;
+    HASH_FIND(hh, channels.located, &id, sizeof id, located);
+    if (located == NULL && address != NULL) {
+        located = xcalloc(1, sizeof *located);
+        located->id = id;
+        HASH_ADD(hh, channels.located, id, sizeof located->id, located);
+    }
+    if (address != NULL) {
+        snprintf(located->address, sizeof located->address, "%s", address);
+    } else if (located != NULL) {
+        HASH_DEL(channels.located, located);
+        free(located);
+    }
+    pthread_mutex_unlock(&channels.lock);
+}
+
+void member_located(struct daemon *daemon, uint64_t id, const char *address)
+{
+    char canonical[ADDRESS_MAX];
+    if (id == daemon_id(daemon) || address_canonical(address, canonical, sizeof canonical, NULL) != STATUS_OK || strcmp(canonical, address) != 0 || address_wildcard(address)) {
+        return;
+    }
+    const struct view *view = view_get();
+    const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, id);
+    bool usual = member != NULL && strcmp(member->address, address) == 0, known = member != NULL && address_check(view, id, address, NULL) == STATUS_OK;
+    view_unref(view);
+    pthread_mutex_lock(&channels.lock);
+    struct located *located = NULL;
+    HASH_FIND(hh, channels.located, &id, sizeof id, located);
+    bool news = located != NULL ? strcmp(located->address, address) != 0 : !usual;
+    pthread_mutex_unlock(&channels.lock);
+    if (known && news) {
+        log_info("member.located", "member=%" PRIu64 " address=%s", id, address);
+        locate(id, usual ? NULL : address);
+        raft_transport_moved(id);
+    }
+}
+
+void member_moved(uint64_t id)
+{
+    locate(id, NULL);
+    raft_transport_moved(id);
 }
 
 struct rpc_channel *member_channel_by_address(struct daemon *daemon, const char *address)
@@ -99,6 +157,11 @@ void members_forget_channels(void)
         HASH_DEL(channels.by_id, cached);
         rpc_channel_unref(cached->channel);
         free(cached);
+    }
+    struct located *located, *after;
+    HASH_ITER(hh, channels.located, located, after) {
+        HASH_DEL(channels.located, located);
+        free(located);
     }
     if (channels.self != NULL) {
         rpc_channel_unref(channels.self);

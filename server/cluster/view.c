@@ -126,6 +126,17 @@ const char *view_config(const struct view *view, const char *key)
     return NULL;
 }
 
+/* Members that are elsewhere now. */
+static void follow_addresses(const Covey__Internal__V1__View *former, const struct view *view)
+{
+    for (size_t i = 0; i < former->n_members; i++) {
+        const Covey__Internal__V1__ViewMember *member = view_member_by_id(view, former->members[i]->id);
+        if (member != NULL && strcmp(member->address, former->members[i]->address) != 0) {
+            member_moved(member->id);
+        }
+    }
+}
+
 void view_install(struct daemon *daemon, const Covey__Internal__V1__View *message)
 {
     const struct view *former = view_get();
@@ -140,6 +151,11 @@ void view_install(struct daemon *daemon, const Covey__Internal__V1__View *messag
         made = NULL;
     }
     pthread_mutex_unlock(&views.lock);
+    if (old != NULL) {
+        const struct view *view = view_get();
+        follow_addresses(old->pub.message, view);
+        view_unref(view);
+    }
     view_unref(old != NULL ? &old->pub : NULL);
     view_unref(made != NULL ? &made->pub : NULL);
     upgrade_view_changed();

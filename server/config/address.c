@@ -123,3 +123,19 @@ bool address_covered(const char *a, const char *b)
     }
     return covered;
 }
+
+int address_resolves(const char *canonical, struct error *err)
+{
+    char host[300];
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
+    if (str_empty(canonical) || address_wildcard(canonical)) {
+        return STATUS_OK;
+    }
+    snprintf(host, sizeof host, "%s", canonical[0] == '[' ? canonical + 1 : canonical);
+    *(canonical[0] == '[' ? strchr(host, ']') : strrchr(host, ':')) = '\0';
+    if (getaddrinfo(host, NULL, &hints, &list) != 0) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "Couldn't resolve \"%s\"", host);
+    }
+    freeaddrinfo(list);
+    return STATUS_OK;
+}

@@ -26,6 +26,8 @@ void config_text(const char *key, char *out, size_t size);
 /* Canonical "host:port" (spec/cluster.md 1.5): default port 8443, brackets. STATUS_INVALID_ARGUMENT otherwise. */
 int address_canonical(const char *text, char *out, size_t size, struct error *err);
 bool address_wildcard(const char *canonical);
+/* INVALID_ARGUMENT when the host of a canonical, concrete address has no address; may block. */
+int address_resolves(const char *canonical, struct error *err);
 /* a is covered by b. */
 bool address_covered(const char *a, const char *b);
 /* Adds an expiry expression ("3H", "1d 2H") to a time; 0 or -1. */

@@ -102,18 +102,8 @@ static const char *before(const json_t *local, const char *key)
 static int check_resolves(const struct config_change *change, const char *key, const char *address, struct error *err)
 {
     const char *written = json_string_value(json_object_get(change->written, key));
-    char host[300];
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
-    if (str_empty(address) || address_wildcard(address)) {
-        return STATUS_OK;
-    }
-    snprintf(host, sizeof host, "%s", address[0] == '[' ? address + 1 : address);
-    *(address[0] == '[' ? strchr(host, ']') : strrchr(host, ':')) = '\0';
-    if (getaddrinfo(host, NULL, &hints, &list) != 0) {
-        return error_set(err, STATUS_INVALID_ARGUMENT, "cannot set '%s' to '%s': Couldn't resolve \"%s\"", key, written != NULL ? written : address, host);
-    }
-    freeaddrinfo(list);
-    return STATUS_OK;
+    int status = address_resolves(address, err);
+    return status == STATUS_OK ? STATUS_OK : error_prefix(err, "cannot set '%s' to '%s'", key, written != NULL ? written : address);
 }
 
 static int check_addresses(const struct config_change *change, const json_t *local, struct error *err)

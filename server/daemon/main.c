@@ -176,6 +176,7 @@ static int start(struct daemon *daemon, const struct options *options, struct er
         return err->code;
     }
     view_load(daemon);
+    address_load(daemon);
     struct host_config host = {.state_dir = daemon->dir, .channel = host_channel, .ud = daemon, .status_changed = attach_instance_changed};
     struct rpc_policy policy = {.ud = daemon, .classify = view_classify, .route = route_call, .route_now = route_now, .confirm = confirm_call, .admit = admit_call};
     attach_init(daemon); /* the host reports statuses from its start on */
@@ -206,7 +207,7 @@ enum patch_state { PATCH_DONE, PATCH_LATER, PATCH_FATAL };
 /* The patch file for the replicated database; runs before anything is served. */
 static enum patch_state patch_state(struct daemon *daemon, struct error *err)
 {
-    if (recovery_failed(err)) {
+    if (recovery_failed(err) || address_refused(err)) {
         return PATCH_FATAL;
     }
     int status = patch_global(daemon, err);
@@ -221,7 +222,7 @@ static int wait_ready(struct daemon *daemon, sigset_t *signals, struct error *er
     for (unsigned seen = 0;;) {
         enum upgrade_state state = upgrade_judge(daemon, err);
         bool leader = daemon_leads(daemon) || daemon_leader_id(daemon) != 0 || attach_known_leader() != 0;
-        enum patch_state patch = leader || recovery_failed(err) ? patch_state(daemon, err) : PATCH_LATER;
+        enum patch_state patch = leader || recovery_failed(err) || address_refused(err) ? patch_state(daemon, err) : PATCH_LATER;
         if (patch == PATCH_FATAL || state == UPGRADE_FATAL || (state == UPGRADE_SERVE && patch == PATCH_DONE)) {
             return patch == PATCH_FATAL || state == UPGRADE_FATAL ? -1 : 0;
         }

@@ -305,6 +305,11 @@ static bool transport_is_peer(void *ud, const struct caller *caller, uint64_t pe
     return ok;
 }
 
+static void transport_located(void *ud, uint64_t peer, const char *address)
+{
+    member_located(ud, peer, address);
+}
+
 struct raft_transport *state_transport(void)
 {
     lock();
@@ -330,8 +335,12 @@ int state_start_transport(struct daemon *daemon, struct error *err)
         .receive = transport_receive,
         .lost = transport_lost,
         .is_peer = transport_is_peer,
+        .located = transport_located,
     };
+    char *address = local_config_get(daemon->local, "cluster.https_address");
+    config.address = str_empty(address) || address_wildcard(address) ? NULL : address;
     struct raft_transport *transport = raft_transport_create(&config);
+    free(address);
     free(cluster_id);
     free(epoch);
     lock();

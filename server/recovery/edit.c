@@ -1,4 +1,4 @@
-/* `cluster edit` on a stopped member (spec/cluster.md 11): other addresses and roles of the members. Raft knows members by id, so new addresses go to the rows (by a
+/* `cluster edit` and `cluster set-address` on a stopped member (spec/cluster.md 11): other addresses and roles of the members. Raft knows members by id, so new addresses go to the rows (by a
  * patch file that the first leader runs), to the local table and to the saved view, by which members find each other before there is a leader. Only roles go to
  * Raft's configuration. Thread: offline.c's only one. */
 #include "recovery.h"
@@ -18,6 +18,8 @@ struct edit {
     struct edit_member *before, *after;
     size_t count, after_count;
     uint64_t self;
+    bool move;         /* nothing but the own address changes */
+    const char *core;  /* core.https_address from now on, NULL = as it is */
     char *view; /* base64 */
 };
 
@@ -81,6 +83,20 @@ static bool roles_differ(const struct edit *edit)
         differ = differ || strcmp(edit->before[i].role, edit->after[i].role) != 0;
     }
     return differ;
+}
+
+/* A member that moves alone tells the others itself (server/cluster/address.c): what it knows of their addresses may be old. */
+static bool only_own_address(const struct edit *edit)
+{
+    bool moved = false;
+    for (size_t i = 0; i < edit->count; i++) {
+        bool differs = strcmp(edit->before[i].address, edit->after[i].address) != 0;
+        if (differs && edit->after[i].id != edit->self) {
+            return false;
+        }
+        moved = moved || differs;
+    }
+    return moved && !roles_differ(edit);
 }
 
 static int write_raft(struct edit *edit, struct error *err)
@@ -150,6 +166,11 @@ static void edit_view(struct edit *edit)
     free(text);
 }
 
+static int set_key(struct sql *sql, const char *key, const char *value, struct error *err)
+{
+    return sql_exec(sql, err, "INSERT INTO config (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2", "ss", key, value);
+}
+
 static int write_local(struct sql *sql, void *ud, struct error *err)
 {
     struct edit *edit = ud;
@@ -160,7 +181,9 @@ static int write_local(struct sql *sql, void *ud, struct error *err)
         nodes[i] = (struct local_raft_node){member->id, (char *)member->address, edit_role(member->role),
                                             (char *)(str_empty(member->name) ? edit->before[i].name : member->name)};
         if (status == STATUS_OK && member->id == edit->self) {
-            status = sql_exec(sql, err, "INSERT INTO config (key, value) VALUES ('cluster.https_address', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1", "s", member->address);
+            status = set_key(sql, "cluster.https_address", member->address, err);
+            status = status == STATUS_OK && edit->core != NULL ? set_key(sql, "core.https_address", edit->core, err) : status;
+            status = status == STATUS_OK ? local_state_put(sql, "moved", edit->move ? member->address : NULL, err) : status;
         }
     }
     status = status == STATUS_OK ? local_raft_nodes_put(sql, nodes, edit->count, err) : status;
@@ -171,11 +194,51 @@ static int write_local(struct sql *sql, void *ud, struct error *err)
 static int apply(struct edit *edit, struct error *err)
 {
     int status = roles_differ(edit) ? write_raft(edit, err) : STATUS_OK;
-    status = status == STATUS_OK ? write_patch(edit, err) : status;
+    status = status == STATUS_OK && !edit->move ? write_patch(edit, err) : status;
     if (status == STATUS_OK) {
         edit_view(edit);
         status = local_db_transaction(edit->daemon->local, write_local, edit, err);
     }
+    return status;
+}
+
+int edit_move(struct daemon *daemon, const char *address, struct error *err)
+{
+    struct edit edit = {.daemon = daemon, .self = daemon_id(daemon), .move = true};
+    char canonical[300];
+    if (!daemon_clustered(daemon)) {
+        return error_set(err, STATUS_FAILED_PRECONDITION, "This LXD instance is not clustered");
+    }
+    if (address_canonical(address, canonical, sizeof canonical, err) != STATUS_OK || address_resolves(canonical, err) != STATUS_OK) {
+        return err->code;
+    }
+    char *core = local_config_get(daemon->local, "core.https_address"), *cluster = local_config_get(daemon->local, "cluster.https_address");
+    arena_init(&edit.arena);
+    int status = load_before(&edit, err);
+    bool found = false;
+    edit.after_count = edit.count;
+    edit.after = arena_alloc(&edit.arena, (edit.count + 1) * sizeof *edit.after);
+    for (size_t i = 0; status == STATUS_OK && i < edit.count; i++) {
+        edit.after[i] = edit.before[i];
+        if (edit.after[i].id == edit.self) {
+            edit.after[i].address = canonical;
+            found = true;
+        } else if (strcmp(edit.after[i].address, canonical) == 0) {
+            status = error_set(err, STATUS_ALREADY_EXISTS, "The address \"%s\" belongs to member \"%s\"", canonical, edit.after[i].name);
+        }
+    }
+    if (status == STATUS_OK && !found) {
+        status = error_set(err, STATUS_FAILED_PRECONDITION, "This member is not in its own list of members yet");
+    }
+    status = status == STATUS_OK && address_wildcard(canonical) ? error_set(err, STATUS_INVALID_ARGUMENT, "Wildcard addresses aren't allowed") : status;
+    if (status == STATUS_OK && !str_eq(cluster, canonical)) {
+        edit.core = str_eq(core, cluster) ? canonical : NULL; /* one listener for both: it goes along */
+        status = apply(&edit, err);
+    }
+    free(edit.view);
+    arena_clear(&edit.arena);
+    free(cluster);
+    free(core);
     return status;
 }
 
@@ -193,6 +256,7 @@ int edit_apply(struct daemon *daemon, const char *json, size_t len, bool *invali
         status = status == STATUS_OK ? edit_check(edit.before, edit.count, edit.after, edit.after_count, err) : status;
         *invalid = status != STATUS_OK;
     }
+    edit.move = status == STATUS_OK && only_own_address(&edit);
     status = status == STATUS_OK ? apply(&edit, err) : status;
     free(edit.view);
     arena_clear(&edit.arena);

@@ -119,6 +119,7 @@ static int write_last(struct sql *sql, void *ud, struct error *err)
         struct local_raft_node node = {.id = last->id, .address = (char *)json_string_value(json_object_get(self, "address")),
                                        .name = (char *)json_string_value(json_object_get(self, "name"))};
         status = local_raft_nodes_put(sql, &node, 1, err);
+        status = status == STATUS_OK ? local_state_put(sql, "moved", NULL, err) : status;
     }
     return status == STATUS_OK ? local_state_put(sql, "recovery", NULL, err) : status;
 }

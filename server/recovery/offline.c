@@ -103,6 +103,11 @@ static int edit(struct daemon *daemon, int argc, char **argv, struct error *err)
     return status;
 }
 
+static int set_address(struct daemon *daemon, int argc, char **argv, struct error *err)
+{
+    return argc < 1 ? error_set(err, STATUS_INVALID_ARGUMENT, "Missing address") : edit_move(daemon, argv[0], err);
+}
+
 static int print_survey(int status, const Covey__Internal__V1__SurveyResponse *survey, struct error *err)
 {
     struct buf text = {0};
@@ -163,6 +168,7 @@ static int restore(struct daemon *daemon, int argc, char **argv, struct error *e
 static const struct verb verbs[] = {
     {"survey", survey}, {"rescue", rescue}, {"restore-check", restore_check}, {"restore", restore},
     {"show", show}, {"recover-check", recover_check}, {"recover", recover}, {"edit-check", edit_start}, {"edit", edit},
+    {"set-address", set_address},
 };
 
 /* The lock may be held for a moment by a command of the same pipe (`… show | … edit`). Whether a daemon listens was asked before. */

@@ -80,6 +80,7 @@ int edit_role(const char *text); /* spec numbering, -1 = none */
 void survey_judge(Covey__Internal__V1__SurveyResponse *survey, struct arena *arena);
 
 /* ---- edit.c, backup.c: verbs of offline.c ---- */
+int edit_move(struct daemon *daemon, const char *address, struct error *err); /* this member's own address */
 int edit_apply(struct daemon *daemon, const char *json, size_t len, bool *invalid, struct error *err);
 /* Refuses while another member knows a leader: a second cluster would come up beside it. */
 int recovery_check_alone(struct daemon *daemon, struct error *err);

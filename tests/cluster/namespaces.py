@@ -84,7 +84,8 @@ class NetworkCluster(Cluster):
         return self.member_class(index, host, f"{CLIENTS}.{index}" if core_host else None, name)
 
     def add_address(self, member, host):
-        """One more address of this host, e.g. for a member that is to move there."""
+        """One more address of this host, e.g. for a member that is to move there; it stays when the first one goes."""
+        _run("nsenter", f"--net=/run/netns/{member.namespace}", "--", "tee", "/proc/sys/net/ipv4/conf/eth0/promote_secondaries", stdin="1\n")
         _run("ip", "-n", member.namespace, "addr", "add", f"{host}/24", "dev", "eth0")
 
     def remove_address(self, member, host):
