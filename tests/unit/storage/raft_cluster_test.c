@@ -497,10 +497,11 @@ static void test_snapshot_to_lagging_member(void **state)
     write_many(60000); /* 1.4 MB: three chunks */
     write_many(3000);
     assert_true(state_len(3) < state_len(1));
+    unsigned vain = net.chunks; /* sent before its silence was noticed: one transfer per snapshot taken meanwhile */
     net_cut(3, false);
     WAIT(same_state(1, 3));
     assert_true(members[3].restored >= 1);
-    assert_true(net.chunks >= 3 && net.chunks <= 9); /* N8: no storm */
+    assert_true(net.chunks - vain >= 3 && net.chunks - vain <= 9); /* N8: no storm */
     write_many(100);
     converge(3);
     member_stop(3);
@@ -548,6 +549,32 @@ static void test_membership(void **state)
     WAIT(leader_now() != 0);
     write_many(200);
     WAIT(same_state(2, 4));
+}
+
+static uint64_t leader_of(uint64_t id)
+{
+    struct error err = ERROR_INIT;
+    struct raft_node_status status;
+    must(raft_node_status(members[id].node, &status, &err), &err);
+    uint64_t leader = status.leader_id;
+    raft_node_status_free(&status);
+    return leader;
+}
+
+/* A stand-by never starts an election; still it must not name a leader for ever that it hears no more. */
+static void test_standby_forgets_silent_leader(void **state)
+{
+    struct error err = ERROR_INIT;
+    form(3, 0);
+    member_start(4);
+    must(raft_node_add(members[1].node, 4, &err), &err);
+    must(raft_node_assign(members[1].node, 4, RAFT_NODE_STANDBY, &err), &err);
+    write_many(50);
+    WAIT(leader_of(4) == 1);
+    net_cut(4, true);
+    WAIT(leader_of(4) == 0);
+    net_cut(4, false);
+    WAIT(leader_of(4) != 0);
 }
 
 /* N1: a member that was away while the configuration changed gets change and entries together, and must know the change when it leads. */
@@ -664,7 +691,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
         TEST(test_replicates), TEST(test_confirm_leader), TEST(test_cut_leader_gives_up_its_proposals), TEST(test_membership),
-        TEST(test_change_missed_by_a_member), TEST(test_transfer_under_load), TEST(test_snapshot_to_lagging_member),
+        TEST(test_change_missed_by_a_member), TEST(test_standby_forgets_silent_leader), TEST(test_transfer_under_load), TEST(test_snapshot_to_lagging_member),
         TEST(test_snapshot_survives_loss), TEST(test_keeps_what_it_acknowledged),
     };
     log_init("raft_cluster_test", LOG_LEVEL_INFO);
