@@ -144,9 +144,7 @@ static void start_opening(struct connect *connect)
     bool room = connects.opening < CONNECT_OPENING_MAX;
     connects.opening += room;
     pthread_mutex_unlock(&connects.lock);
-    pthread_t thread;
-    if (room && pthread_create(&thread, NULL, open_main, connect) == 0) {
-        pthread_detach(thread);
+    if (room && background_start("connect", open_main, connect) == 0) {
         return;
     }
     if (room) {

@@ -15,6 +15,7 @@ def run(member, *arguments, **options):
 def dropin_cluster():
     cluster = Cluster(3, config={"cluster.offline_threshold": "11"})
     one = cluster[1]
+    wait_until(lambda: list(cluster.roles().values()).count("voter") == 3, 60, "three voters")
     one.lxc("profile", "create", "kept")
     for name in ("list-database", "ls"):
         listed = run(one, "cluster", name).stdout
