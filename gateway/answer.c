@@ -31,6 +31,8 @@ void answer_status(struct request *r, const struct error *err)
 {
     if (err->code == STATUS_OK)
         answer_error(r, 500, "the daemon gave no answer");
+    else if (err->code == STATUS_CANCELLED && err->text[0] == '\0')
+        answer_error(r, status_http(err->code), "the daemon stopped before it answered");
     else
         answer_error(r, status_http(err->code), err->text[0] != '\0' ? err->text : status_name(err->code));
 }

@@ -102,7 +102,7 @@ static const struct {
     int http;
 } statuses[] = {
     [STATUS_OK] = {"OK", 200},
-    [STATUS_CANCELLED] = {"CANCELLED", 500},
+    [STATUS_CANCELLED] = {"CANCELLED", 503}, /* who still waits for the answer did not cancel: the server stops */
     [STATUS_UNKNOWN] = {"UNKNOWN", 503},
     [STATUS_INVALID_ARGUMENT] = {"INVALID_ARGUMENT", 400},
     [STATUS_DEADLINE_EXCEEDED] = {"DEADLINE_EXCEEDED", 503},

@@ -48,6 +48,8 @@ REQUESTS = [
     ("POST", "/1.0/profiles", {"name": "x", "config": ["a"]}, BAD, ""),
     ("POST", "/1.0/profiles", {"name": "x", "devices": {"d": {"type": "nonsense"}}}, BAD, ""),
     ("POST", "/1.0/profiles", {"name": "default"}, (409, 400, 500), "already exists"),
+    ("PUT", "/1.0/profiles/default", b"", BAD, ""),
+    ("PUT", "/1.0", b" \n", BAD, ""),
     ("PUT", "/1.0/profiles/nobody", {}, (404,), "not found"),
     ("DELETE", "/1.0/profiles/nobody", None, (404,), "not found"),
     ("DELETE", "/1.0/profiles/default", None, (403, 400), "cannot be deleted"),

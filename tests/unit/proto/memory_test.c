@@ -70,6 +70,7 @@ static void test_error(void **state)
     assert_string_equal(status_name(STATUS_DATA_LOSS), "DATA_LOSS");
     assert_string_equal(status_name((enum status)99), "UNKNOWN");
     assert_int_equal(status_http(STATUS_ABORTED), 412);
+    assert_int_equal(status_http(STATUS_CANCELLED), 503);
     assert_int_equal(status_http(STATUS_UNAUTHENTICATED), 403);
 }
 
