@@ -46,6 +46,7 @@ static void print_survey(const json_t *survey)
                      : xasprintf("%lld.%lld", (long long)json_integer_value(json_object_get(position, "last_term")), (long long)last);
         char *state = !reachable ? xasprintf("unreachable: %.60s", json_text(member, "error"))
                       : json_is_true(json_object_get(member, "chosen")) ? xstrdup("newest copy")
+                      : !same && json_integer_value(json_object_get(position, "leader_id")) ? xstrdup("works in an earlier epoch, does not follow")
                       : !same ? xstrdup("of an earlier epoch, will take a fresh copy")
                       : !last ? xstrdup("no copy")
                       : best > last ? xasprintf("%lld entries behind", (long long)(best - last)) : xstrdup("equal copy");

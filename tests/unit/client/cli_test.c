@@ -439,6 +439,13 @@ static void administration(void **state)
     }
     expect_in(run_input("no\n", "$COMPAT/lxd cluster remove-raft-node 10.0.0.1"), 1, "(yes/no): ", "Error: Remove raft node operation aborted\n");
     expect_in(run_input(NULL, "$COMPAT/lxd cluster remove-raft-node"), 1, "", "Error: Missing required arguments\n");
+    /* a member beside a working majority of the epoch that it left */
+    fake_set("Survey", 0, "{\"epoch\":2,\"refusal\":\"no\",\"members\":["
+                          "{\"name\":\"n1\",\"reachable\":true,\"chosen\":true,\"position\":{\"epoch\":2,\"last_term\":3,\"last_index\":9,\"leader_id\":1}},"
+                          "{\"name\":\"n2\",\"reachable\":true,\"position\":{\"epoch\":1,\"last_term\":2,\"last_index\":8,\"leader_id\":2}},"
+                          "{\"name\":\"n3\",\"reachable\":true,\"position\":{\"epoch\":1,\"last_term\":2,\"last_index\":7}}]}");
+    expect_in(run_input(NULL, "$C admin cluster rescue -q | grep n2"), 0, "works in an earlier epoch, does not follow", "");
+    expect_in(run_input(NULL, "$C admin cluster rescue -q | grep n3"), 0, "of an earlier epoch, will take a fresh copy", "");
     /* stopped: straight from the file */
     expect(run_input(NULL, "mkdir -p $T/stopped/database && python3 -c \"import sqlite3,os; d=sqlite3.connect(os.environ['T']+'/stopped/database/local.db'); "
                            "d.execute('create table raft_nodes(id integer primary key, address text, role integer, name text)'); "
