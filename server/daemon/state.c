@@ -418,6 +418,9 @@ int state_open_database(struct daemon *daemon, struct error *err)
         state.generation++;
         pthread_cond_broadcast(&state.changed);
         unlock();
+        if (state.on_change != NULL) { /* an only voter may lead before the database is here: nobody else tells the controller again */
+            state.on_change(true);
+        }
     }
     return status;
 }
