@@ -2,6 +2,7 @@
  *
  * Threads: any; blocking functions must not be called on a queue thread (asserted). What may fail: every call; the status says how. */
 #include "rpc_private.h"
+#include <errno.h>
 #include <grpc/support/alloc.h>
 #include <limits.h>
 #include <stdio.h>
@@ -121,6 +122,17 @@ static grpc_call *call_create(struct rpc_channel *channel, const struct method *
 bool client__never_sent(const struct error *err)
 {
     return strstr(err->text, "failed to connect") != NULL || strstr(err->text, "Failed to connect") != NULL;
+}
+
+/* Who may be there all the same is told by what is missing: the system's reason or the verifier's. */
+bool rpc_refused(const struct error *err)
+{
+    static const int reasons[] = {ECONNREFUSED, EHOSTUNREACH, ENETUNREACH};
+    for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++) {
+        if (strstr(err->text, strerror(reasons[i])) != NULL)
+            return true;
+    }
+    return strstr(err->text, "the server's certificate") != NULL;
 }
 
 /* What is of use to people in gRPC's words about a connection: the verifier's own text (tls.c), the system's reason. NULL = nothing. */

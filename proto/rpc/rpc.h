@@ -173,6 +173,9 @@ struct rpc_options {
 /* Unary, blocking. The response lives in `arena`. */
 int rpc_unary(struct rpc_channel *channel, const char *service, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response,
               struct arena *arena, const struct rpc_options *options, struct error *err);
+/* Whether a call that ended UNAVAILABLE did so because nobody can be there: the address refused the connection, is not to be reached, or belongs to somebody with
+ * another certificate. False: a connection was lost or did not come about in time. */
+bool rpc_refused(const struct error *err);
 /* Unary, asynchronous: `done` runs once on a completion-queue thread (must not block); response NULL on error, valid during the call only. */
 void rpc_unary_async(struct rpc_channel *channel, const struct method *method, const ProtobufCMessage *request, const struct rpc_options *options,
                      void (*done)(int status, const ProtobufCMessage *response, const struct error *err, void *ud), void *ud);

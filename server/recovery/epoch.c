@@ -8,41 +8,51 @@
 #include "server/daemon/state.h"
 #include <inttypes.h>
 #include <string.h>
+#include <unistd.h>
 
-/* The newest epoch to follow; 0 = none. */
-static uint64_t newer_epoch(struct daemon *daemon)
+static void ask_round(struct daemon *daemon, uint64_t own, struct epoch_finding *finding)
 {
     struct arena arena;
     struct peer_position *peers;
-    uint64_t own = recovery_epoch(daemon), newest = 0, leader = 0;
     char *cluster = local_state_get(daemon->local, "cluster_id");
     arena_init(&arena);
     size_t count = positions_ask(daemon, NULL, 0, &arena, &peers);
-    for (size_t i = 0; i < count; i++) {
-        const Covey__Internal__V1__PositionResponse *position = peers[i].position;
-        if (position == NULL || !str_eq(position->cluster_id, cluster)) {
-            continue;
-        }
-        if (position->epoch > own && position->epoch > newest && position->replica) {
-            newest = position->epoch;
-        }
-        if (position->epoch == own && position->leader_id != 0) {
-            leader = position->leader_id;
-        }
-    }
-    if (newest != 0 && leader != 0) {
-        log_error("epoch.split", "own=%" PRIu64 " other=%" PRIu64 " leader=%" PRIu64 " error=\"another member was recovered as a cluster of its own while this one works: stop it"
-            " and wipe it\"", own, newest, leader);
-        newest = 0;
-    }
+    epoch_judge(finding, own, cluster, peers, count);
     free(cluster);
     arena_clear(&arena);
-    return newest;
+}
+
+/* The newest epoch to follow; 0 = none. Members that are silent are asked again for wait_ms: two former voters that both miss the recovered member's answer would
+ * form the former cluster again beside it. Once a leader of the own epoch is known, nothing that others say changes the outcome. */
+static uint64_t newer_epoch(struct daemon *daemon, int64_t wait_ms)
+{
+    struct epoch_finding finding = {0};
+    uint64_t own = recovery_epoch(daemon);
+    int64_t until = time_mono_ms() + wait_ms;
+    bool told = false;
+    ask_round(daemon, own, &finding);
+    while (finding.silent > 0 && finding.leader == 0 && time_mono_ms() < until) {
+        if (!told) {
+            log_info("epoch.ask-again", "silent=%zu", finding.silent);
+            told = true;
+        }
+        usleep(EPOCH_AGAIN_MS * 1000);
+        ask_round(daemon, own, &finding);
+    }
+    if (told) {
+        log_info("epoch.asked", "silent=%zu newest=%" PRIu64 " leader=%" PRIu64, finding.silent, finding.newest, finding.leader);
+    }
+    if (finding.newest != 0 && finding.leader != 0) {
+        log_error("epoch.split", "own=%" PRIu64 " other=%" PRIu64 " leader=%" PRIu64 " error=\"another member was recovered as a cluster of its own while this one works: stop it"
+            " and wipe it\"", own, finding.newest, finding.leader);
+        return 0;
+    }
+    return finding.newest;
 }
 
 int epoch_check_start(struct daemon *daemon, struct error *err)
 {
-    uint64_t newest = daemon_clustered(daemon) ? newer_epoch(daemon) : 0;
+    uint64_t newest = daemon_clustered(daemon) ? newer_epoch(daemon, EPOCH_WAIT_MS) : 0;
     if (newest == 0) {
         return STATUS_OK;
     }
@@ -56,7 +66,7 @@ void epoch_follow(struct daemon *daemon)
     if (daemon_leader_id(daemon) != 0 || forming_begin(&err) != STATUS_OK) {
         return;
     }
-    uint64_t newest = newer_epoch(daemon);
+    uint64_t newest = newer_epoch(daemon, 0); /* asked again at the next refusal */
     if (newest != 0 && daemon_leader_id(daemon) == 0) {
         log_warn("epoch.follow", "from=%" PRIu64 " to=%" PRIu64, recovery_epoch(daemon), newest);
         state_close_database(daemon);

@@ -113,6 +113,7 @@ static void answered(int status, const ProtobufCMessage *response, const struct 
     } else if (err != NULL) {
         question->out->err = *err;
     }
+    question->out->silent = status == STATUS_DEADLINE_EXCEEDED || (status == STATUS_UNAVAILABLE && err != NULL && !rpc_refused(err));
     if (--round->left == 0) {
         pthread_cond_signal(&round->done);
     }

@@ -8,6 +8,8 @@
 
 enum {
     RECOVERY_ASK_MS = 1500,          /* one question to another member */
+    EPOCH_WAIT_MS = 10000,           /* how long a start waits for members that neither answer nor refuse the connection */
+    EPOCH_AGAIN_MS = 200,            /* between two questions */
     RECOVERY_PATCH_BYTES_MAX = 4 << 20,
     RECOVERY_MEMBERS_MAX = 1024,
 };
@@ -42,7 +44,8 @@ int recovery_lead(struct daemon *daemon, struct error *err);
 bool recovery_failed(struct error *err);
 
 /* ---- epoch.c ---- */
-/* At start, before the database is opened: whether the others went on without us. */
+/* At start, before the database is opened: whether the others went on without us. Asks until every member has answered or refused the connection, or one of
+ * this member's own epoch knows a leader; at most EPOCH_WAIT_MS and one question longer. */
 int epoch_check_start(struct daemon *daemon, struct error *err);
 /* While running, by a member that another epoch's leader refused: follows a newer epoch unless its own one has a leader. Blocking. */
 void epoch_follow(struct daemon *daemon);
@@ -52,6 +55,7 @@ struct peer_position {
     uint64_t id;
     char *name, *address, *role; /* as the view says */
     int status; /* of the question */
+    bool silent; /* neither an answer nor a refused connection: it may be there and slow */
     struct error err;
     Covey__Internal__V1__PositionResponse *position; /* in the arena; NULL unless status is STATUS_OK */
 };
@@ -78,6 +82,14 @@ int edit_check(const struct edit_member *before, size_t before_count, const stru
 int edit_role(const char *text); /* spec numbering, -1 = none */
 /* What a survey means: fills chosen, refusal, warnings. Texts in arena. */
 void survey_judge(Covey__Internal__V1__SurveyResponse *survey, struct arena *arena);
+/* What members say about epochs, over all rounds of questions; begins as zeros. */
+struct epoch_finding {
+    uint64_t newest; /* newer than one's own, with a copy of the database; 0 = none */
+    uint64_t leader; /* of one's own epoch; 0 = nobody knows one */
+    size_t silent;   /* of the latest round: members that may have more to say */
+};
+/* Adds a round. Answers of other clusters count as answers that say nothing. */
+void epoch_judge(struct epoch_finding *finding, uint64_t own, const char *cluster, const struct peer_position *peers, size_t count);
 
 /* ---- edit.c, backup.c: verbs of offline.c ---- */
 int edit_move(struct daemon *daemon, const char *address, struct error *err); /* this member's own address */

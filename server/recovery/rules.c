@@ -74,6 +74,26 @@ int edit_check(const struct edit_member *before, size_t before_count, const stru
     return check_addresses(after, after_count, err);
 }
 
+/* ---- epochs ---- */
+
+void epoch_judge(struct epoch_finding *finding, uint64_t own, const char *cluster, const struct peer_position *peers, size_t count)
+{
+    finding->silent = 0;
+    for (size_t i = 0; i < count; i++) {
+        const Covey__Internal__V1__PositionResponse *position = peers[i].position;
+        if (position == NULL || !str_eq(position->cluster_id, cluster)) {
+            finding->silent += position == NULL && peers[i].silent;
+            continue;
+        }
+        if (position->epoch > own && position->epoch > finding->newest && position->replica) {
+            finding->newest = position->epoch;
+        }
+        if (position->epoch == own && position->leader_id != 0) {
+            finding->leader = position->leader_id;
+        }
+    }
+}
+
 /* ---- what a survey means ---- */
 
 typedef Covey__Internal__V1__SurveyResponse survey_t;

@@ -2,7 +2,7 @@
 import os
 import sqlite3
 
-from harness import Cluster, main, needs_covey, peer_is_lxd, test, wait_until
+from harness import Cluster, main, needs_covey, peer_is_lxd, refused, test, wait_until
 
 FAST = {"cluster.offline_threshold": "11"}
 
@@ -33,30 +33,66 @@ def quorum_lost_errors_and_shutdown():
     wait_until(lambda: not cluster[1].alive(), 10, "the daemon's end")
 
 
-@test(240)
+def recovered():
+    """Three voters, all killed, the first of them recovered and started; a profile "before" is from before."""
+    cluster = Cluster(3, config=FAST)
+    cluster[1].rest.post("/1.0/profiles", {"name": "before"})
+    wait_until(lambda: cluster[1].admin("cluster", "list-database").stdout.count(":8443") == 3, 30, "three voters")
+    for member in cluster:
+        member.kill()
+    cluster[1].admin("cluster", "recover-from-quorum-loss", "-q")
+    cluster[1].start()
+    return cluster
+
+
+def voters_again(cluster):
+    wait_until(lambda: sorted(v for k, v in cluster.roles(cluster[1]).items() if k) == ["voter"] * 3, 60, "three voters again")
+    cluster.assert_equal_state()
+
+
+@test(180)
 def recover_from_quorum_loss():
-    """§18.33: refused while running; all stopped, the recovered member has everything; the lost ones are removed by force or come back as fresh copies."""
+    """§18.33: refused while running; all stopped, the recovered member has everything and is the only one in list-database; the lost ones are removed by force, one of them that starts gets refusals only."""
     cluster = Cluster(3, config=FAST)
     cluster[1].rest.post("/1.0/profiles", {"name": "before"})
     result = cluster[1].admin("cluster", "recover-from-quorum-loss", "-q", check=False)
     assert result.returncode == 1 and "The LXD daemon is running, please stop it first." in result.stderr, result
     wait_until(lambda: cluster[1].admin("cluster", "list-database").stdout.count(":8443") == 3, 30, "three voters")
     for member in cluster:
-        member.kill()
+        member.stop()
     if not peer_is_lxd():
         result = cluster[1].admin("cluster", "recover-from-quorum-loss", stdin="no\n", check=False)
         assert result.returncode == 1 and "Recover operation aborted" in result.stderr, result
         assert "Do you want to proceed? (yes/no): " in result.stdout, result
-    assert cluster[1].admin("cluster", "list-database").stdout.count(":8443") == 3
     cluster[1].admin("cluster", "recover-from-quorum-loss", "-q")
-    listed = cluster[1].admin("cluster", "ls").stdout
-    assert cluster[1].address in listed and listed.count(":8443") == 1, listed
     cluster[1].start()
     assert "before" in {one["name"] for one in cluster[1].rest.get("/1.0/profiles?recursion=1")}
-    cluster[1].rest.post("/1.0/profiles", {"name": "after"})
+    listed = cluster[1].admin("cluster", "list-database").stdout
+    assert cluster[1].address in listed and listed.count(":8443") == 1, listed
     assert set(cluster[1].members()) == {"node1", "node2", "node3"}, "members declared lost stay listed"
+    for lost in ("node2", "node3"):
+        cluster[1].lxc("cluster", "remove", "--force", "--yes", lost)
+        assert lost not in cluster[1].members()
+    assert set(cluster[1].members()) == {"node1"}
     if peer_is_lxd():
         return
+    lost = cluster[2]
+    lost.start(wait=False)
+    wait_until(lambda: "member.removed" in open(lost.logfile, encoding="utf-8").read(), 45, "what to do in its log")
+    assert lost.admin("waitready", "--timeout=2", check=False).returncode == 1
+    refused((403, 503), "", lost.rest.get, "/1.0/cluster/members")
+    refused((403, 503), "", lost.rest.post, "/1.0/profiles", {"name": "bad"})
+    cluster[1].rest.post("/1.0/profiles", {"name": "after"})
+    assert set(cluster[1].members()) == {"node1"}
+    assert {one["name"] for one in cluster[1].rest.get("/1.0/profiles?recursion=1")} == {"default", "before", "after"}
+
+
+@test(240)
+def lost_members_come_back_as_spares():
+    """Members that were declared lost and start again take fresh copies and roles from the recovered one."""
+    needs_covey("a returning member's copy is thrown away")
+    cluster = recovered()
+    cluster[1].rest.post("/1.0/profiles", {"name": "after"})
     # Both former members together would be a majority of what they remember: they must not form the old cluster again.
     cluster[2].start(wait=False)
     cluster[3].start(wait=False)
@@ -65,8 +101,36 @@ def recover_from_quorum_loss():
         names = {one["name"] for one in member.rest.get("/1.0/profiles?recursion=1")}
         assert {"before", "after"} <= names, (member.name, names)
     assert os.path.isdir(os.path.join(cluster[2].dir, "database", "global.discarded"))
-    wait_until(lambda: sorted(v for k, v in cluster.roles(cluster[1]).items() if k) == ["voter"] * 3, 60, "three voters again")
-    cluster.assert_equal_state()
+    voters_again(cluster)
+
+
+@test(240)
+def lost_members_wait_for_a_slow_answer():
+    """Both former members start while the recovered one does not answer: they ask it again before they form the old cluster beside it."""
+    needs_covey("epochs")
+    cluster = recovered()
+    cluster[1].rest.post("/1.0/profiles", {"name": "after"})
+    cluster[1].pause()
+    began = [os.path.getsize(member.logfile) for member in cluster]
+
+    def logged(member, text):
+        with open(member.logfile, encoding="utf-8") as file:
+            file.seek(began[member.index - 1])
+            return text in file.read()
+    try:
+        for member in cluster.members[1:]:
+            member.start(wait=False)
+        for member in cluster.members[1:]:
+            wait_until(lambda: logged(member, "epoch.ask-again"), 30, f"{member.name} asks again", every=0.05)
+    finally:
+        cluster[1].resume()
+    for member in cluster.members[1:]:
+        wait_until(lambda: logged(member, "epoch.asked "), 30, f"{member.name} has an answer")
+        assert logged(member, "epoch.follow "), member.log_tail()
+    cluster.wait_online(60)
+    for member in cluster:
+        assert "after" in {one["name"] for one in member.rest.get("/1.0/profiles?recursion=1")}, member.name
+    voters_again(cluster)
 
 
 @test(240)
@@ -153,8 +217,6 @@ def killed_while_recovering():
     cluster[1].stop()
     assert local_rows(cluster[1], "SELECT value FROM state WHERE key IN ('recovery', 'epoch')") == [("7000000",)]
     assert [row[0] for row in local_rows(cluster[1], "SELECT address FROM raft_nodes")] == [cluster[1].address]
-
-
 
 
 main()

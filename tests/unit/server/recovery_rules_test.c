@@ -145,11 +145,72 @@ static void survey_goes_on(void **state)
     assert_string_equal(survey.refusal, "");
 }
 
+/* ---- epochs ---- */
+
+static struct peer_position peers[MEMBERS];
+
+/* Five other members of epoch 7 of cluster "c", all of which answer. */
+static void setup_peers(void)
+{
+    setup_survey(MEMBERS);
+    memset(peers, 0, sizeof peers);
+    for (size_t i = 0; i < MEMBERS; i++) {
+        positions[i].cluster_id = "c";
+        peers[i].position = &positions[i];
+    }
+}
+
+static struct epoch_finding judge(void)
+{
+    struct epoch_finding finding = {0};
+    epoch_judge(&finding, 7, "c", peers, MEMBERS);
+    return finding;
+}
+
+static void epochs_judged(void **state)
+{
+    setup_peers();
+    struct epoch_finding finding = judge();
+    assert_true(finding.newest == 0 && finding.leader == 0 && finding.silent == 0);
+    positions[1].epoch = 8;
+    positions[2].epoch = 9;
+    positions[3].epoch = 6;
+    positions[3].leader_id = 4; /* of a former epoch */
+    assert_int_equal(judge().newest, 9);
+    assert_int_equal(judge().leader, 0);
+    positions[2].replica = false; /* has nothing to copy from */
+    assert_int_equal(judge().newest, 8);
+    positions[1].cluster_id = "other";
+    assert_int_equal(judge().newest, 0);
+    positions[4].leader_id = 5;
+    assert_int_equal(judge().leader, 5);
+}
+
+static void epochs_of_silent_members(void **state)
+{
+    setup_peers();
+    positions[0].epoch = 8;
+    peers[0].position = NULL; /* refused the connection */
+    struct epoch_finding finding = judge();
+    assert_true(finding.newest == 0 && finding.silent == 0);
+    peers[0].silent = true;
+    finding = judge();
+    assert_true(finding.newest == 0 && finding.silent == 1);
+    peers[0].position = &positions[0]; /* answers the next question */
+    peers[0].silent = false;
+    epoch_judge(&finding, 7, "c", peers, MEMBERS);
+    assert_true(finding.newest == 8 && finding.silent == 0);
+    peers[0].position = NULL; /* what was said once is not forgotten */
+    epoch_judge(&finding, 7, "c", peers, MEMBERS);
+    assert_true(finding.newest == 8 && finding.silent == 0);
+}
+
 int main(void)
 {
     arena_init(&arena);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(edit_rules), cmocka_unit_test(survey_chooses), cmocka_unit_test(survey_refuses), cmocka_unit_test(survey_goes_on),
+        cmocka_unit_test(epochs_judged), cmocka_unit_test(epochs_of_silent_members),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arena_clear(&arena);
