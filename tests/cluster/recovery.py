@@ -1,6 +1,7 @@
 """Loss of quorum: what still works without a majority, recovery of one member, members that come back, stale Raft entries."""
 import os
 import sqlite3
+import time
 
 from harness import Cluster, main, needs_covey, peer_is_lxd, refused, test, wait_until
 
@@ -122,6 +123,7 @@ def lost_members_wait_for_a_slow_answer():
             member.start(wait=False)
         for member in cluster.members[1:]:
             wait_until(lambda: logged(member, "epoch.ask-again"), 30, f"{member.name} asks again", every=0.05)
+        time.sleep(3)  # longer than one attempt to connect has: its failure is no refusal
     finally:
         cluster[1].resume()
     for member in cluster.members[1:]:
