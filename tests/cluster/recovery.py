@@ -140,6 +140,7 @@ def diverged_member_never_votes():
     """A former member with entries that the recovered cluster lacks throws them away, even when it was the leader and holds the longer log."""
     needs_covey("epochs")
     cluster = Cluster(3, config=FAST)
+    wait_until(lambda: sorted(v for k, v in cluster.roles().items() if k) == ["voter"] * 3, 30, "three voters before one is lost")
     leader = cluster.leader()
     behind, other = [member for member in cluster if member is not leader]
     behind.kill()
