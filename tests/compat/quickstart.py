@@ -8,7 +8,7 @@ import leftovers
 from harness import PORT, ROOT, Skip, main, needs_covey, test
 
 
-@test(300)
+@test(300, alone=True)
 def quickstart():
     needs_covey("covey's own script")
     for last in (11, 12, 13):
